@@ -1,0 +1,139 @@
+"""Content identifiers (CIDs): the address of a block by its hash.
+
+A `Cid` is the binary form, a `bytes` subclass, so it hashes, compares and sorts as bytes and can
+be bound to SQL as it is. The text form (base32, prefix `b`) is made on demand by `str()`.
+
+*Blessed* means the one form that this network writes: version 1, codec dag-cbor (0x71) for data or
+raw (0x55) for blobs, sha-256 with 32 bytes: 36 bytes in all.
+"""
+
+import base64
+import binascii
+from hashlib import sha256
+from typing import Final, Self
+
+from pds.errors import ProtocolError
+
+DAG_CBOR: Final = 0x71
+RAW: Final = 0x55
+SHA_256: Final = 0x12
+
+BLESSED_CID_BYTES: Final = 36
+MAX_CID_BYTES: Final = 100
+"""Longest binary CID that we read (DM-13)."""
+
+_DAG_CBOR_PREFIX: Final = bytes([1, DAG_CBOR, SHA_256, 32])
+_RAW_PREFIX: Final = bytes([1, RAW, SHA_256, 32])
+
+
+class InvalidCid(ProtocolError):
+    """Not a CID, or not of the demanded kind."""
+
+
+class Cid(bytes):
+    """A binary CID. Make one with the functions of this module, which check it."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "b" + base64.b32encode(self).decode("ascii").lower().rstrip("=")
+
+    def __repr__(self) -> str:
+        return f"Cid({self})"
+
+    @property
+    def codec(self) -> int:
+        """The multicodec of the content (`DAG_CBOR`, `RAW` or another)."""
+        return _read_varint(self, 1)[0]
+
+    @property
+    def digest(self) -> bytes:
+        """The 32 hash bytes of a blessed CID."""
+        return self[4:]
+
+    @property
+    def is_blessed(self) -> bool:
+        """Whether this is CIDv1, dag-cbor or raw, sha-256 (DM-30)."""
+        return len(self) == BLESSED_CID_BYTES and self[:4] in (_DAG_CBOR_PREFIX, _RAW_PREFIX)
+
+    @property
+    def is_blessed_data(self) -> bool:
+        """Whether this is a blessed CID of dag-cbor data."""
+        return len(self) == BLESSED_CID_BYTES and self[:4] == _DAG_CBOR_PREFIX
+
+    @property
+    def is_blessed_raw(self) -> bool:
+        """Whether this is a blessed CID of raw bytes (a blob)."""
+        return len(self) == BLESSED_CID_BYTES and self[:4] == _RAW_PREFIX
+
+    @classmethod
+    def of_data(cls, block: bytes) -> Self:
+        """Return the CID of an encoded dag-cbor block."""
+        return cls(_DAG_CBOR_PREFIX + sha256(block).digest())
+
+    @classmethod
+    def of_raw(cls, content: bytes) -> Self:
+        """Return the CID of raw bytes, as blobs have."""
+        return cls(_RAW_PREFIX + sha256(content).digest())
+
+    @classmethod
+    def of_raw_digest(cls, digest: bytes) -> Self:
+        """Return the raw CID for a sha-256 digest computed while streaming."""
+        if len(digest) != 32:
+            raise InvalidCid("a sha-256 digest has 32 bytes")
+        return cls(_RAW_PREFIX + digest)
+
+
+def decode_cid(content: bytes) -> Cid:
+    """Check the structure of a binary CID (any codec and hash) and return it.
+
+    Raises: InvalidCid for version 0, trailing bytes, bad lengths or more than `MAX_CID_BYTES`.
+    Spec: data-model#link-and-cid-formats
+    """
+    if len(content) == BLESSED_CID_BYTES and content[:4] in (_DAG_CBOR_PREFIX, _RAW_PREFIX):
+        return Cid(content)
+    if len(content) > MAX_CID_BYTES:
+        raise InvalidCid("CID too long")
+    version, at = _read_varint(content, 0)
+    if version != 1:
+        raise InvalidCid("only CID version 1 is supported")
+    _codec, at = _read_varint(content, at)
+    _hash, at = _read_varint(content, at)
+    length, at = _read_varint(content, at)
+    if len(content) - at != length or length == 0:
+        raise InvalidCid("CID digest has the wrong length")
+    return Cid(content)
+
+
+def parse_cid(text: str) -> Cid:
+    """Parse the base32 text form (prefix `b`) of a version 1 CID.
+
+    Raises: InvalidCid. Upper case, padding and non-zero left-over bits are refused, so that one
+    CID has one text. Spec: data-model#link-and-cid-formats
+    """
+    if not text.startswith("b") or len(text) > 2 * MAX_CID_BYTES:
+        raise InvalidCid("a CID is written in base32 with the prefix b")
+    body = text[1:]
+    try:
+        content = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
+    except (binascii.Error, ValueError) as error:
+        raise InvalidCid("a CID is written in base32") from error
+    cid = decode_cid(content)
+    if str(cid) != text:
+        raise InvalidCid("CID text is not in its canonical form")
+    return cid
+
+
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(content) or shift > 56:
+            raise InvalidCid("truncated CID")
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if byte == 0 and shift:
+                raise InvalidCid("CID number is not minimal")
+            return value, at
+        shift += 7
