@@ -1,9 +1,9 @@
 """The journal: acts that touch our database and another system, written before the outer call.
 
-Owns the table `journal`. A row says what is being attempted (`kind`, `subject`) and holds whatever
-is needed to finish or undo it (`state`, encoded by the service; secrets in it are sealed). The act's
-last transaction deletes the row. A row that is still there when nobody works on it belongs to an act
-that a crash or a dead peer cut short, and the service's recovery job completes or reverts it.
+Owns the table `journal`. A row says what is being attempted (`kind`, `subject`) and holds what is
+needed to finish or undo it (`state`, encoded by the service; secrets in it are sealed). The last
+transaction of the act deletes the row. A row that is still there when nobody works on it belongs to
+an act that a crash or a dead peer cut short; the recovery job of the service finishes or undoes it.
 
 `(kind, subject)` is unique, so a row also reserves its subject.
 """
