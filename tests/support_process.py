@@ -1,0 +1,104 @@
+"""A real server in its own process, started and killed by tests.
+
+`pds serve` runs from the environment alone, as an operator starts it.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+
+START_TIMEOUT_S = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """One data directory and port over any number of starts, stops and kills."""
+
+    def __init__(self, folder: Path, plc_url: str, **settings: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://localhost:{self.port}"
+        self.process: asyncio.subprocess.Process | None = None
+        self.start_times_s: list[float] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PDS_")},
+            "PDS_HOSTNAME": "localhost",
+            "PDS_PORT": str(self.port),
+            "PDS_DATA_DIRECTORY": str(folder),
+            "PDS_BLOBSTORE_DISK_LOCATION": str(folder / "blobs"),
+            "PDS_DID_PLC_URL": plc_url,
+            "PDS_JWT_SECRET": "a secret for tests that is long enough to be one",
+            "PDS_ADMIN_PASSWORD": "admin-password-for-tests",
+            "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX": "17" * 32,
+            "PDS_SERVICE_HANDLE_DOMAINS": ".test",
+            "PDS_DEV_MODE": "true",
+            "PDS_DISABLE_SSRF_PROTECTION": "true",
+            "PDS_INVITE_REQUIRED": "false",
+            "PDS_RATE_LIMITS_ENABLED": "false",
+            "LOG_ENABLED": "true",
+            **settings,
+        }
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = (self.folder / "server.log").open("ab")
+        began = time.monotonic()
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "pds",
+            "serve",
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        async with aiohttp.ClientSession() as session:
+            while True:
+                if (
+                    self.process.returncode is not None
+                    or time.monotonic() - began > START_TIMEOUT_S
+                ):
+                    raise AssertionError(f"the server did not start:\n{self.log_tail()}")
+                try:
+                    async with session.get(f"{self.url}/xrpc/_health") as answer:
+                        if answer.status == 200:
+                            break
+                except aiohttp.ClientConnectionError:
+                    pass
+                await asyncio.sleep(0.01)
+        self.start_times_s.append(time.monotonic() - began)
+
+    def log_tail(self, lines: int = 30) -> str:
+        text = (self.folder / "server.log").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    async def kill(self) -> None:
+        """End the server with SIGKILL, as a power switch would."""
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+        self.process = None
+
+    async def stop(self) -> int:
+        """End the server with SIGTERM and return its exit code."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            code = await self.process.wait()
+        self.process = None
+        return code
