@@ -1,0 +1,1 @@
+"""Outbound I/O: DNS, HTTP and small XRPC calls to other hosts."""
