@@ -59,7 +59,8 @@ class Writer:
     did: str = ""
     token: str = ""
     records: dict[str, str] = field(default_factory=dict)
-    blobs: dict[str, bytes] = field(default_factory=dict)
+    blobs: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
+    """Records with a blob: path -> CID of the record, CID of the blob, bytes of the blob."""
     doubt: Change | None = None
     acknowledged: int = 0
 
@@ -120,7 +121,7 @@ class Writer:
 
     async def _create(
         self, session: aiohttp.ClientSession, blob: dict[str, Any] | None = None
-    ) -> None:
+    ) -> str:
         collection = self.rng.choice(COLLECTIONS)
         path = f"{collection}/{self._rkey()}"
         body = {
@@ -131,6 +132,7 @@ class Writer:
         }
         answer = await self._do(session, "createRecord", body, {path: "?"})
         self.records[path] = answer["cid"]
+        return path
 
     async def _put(self, session: aiohttp.ClientSession) -> None:
         path = self.rng.choice(list(self.records))
@@ -188,8 +190,8 @@ class Writer:
         answer = await call(
             session, self.url, "com.atproto.repo.uploadBlob", token=self.token, body=content
         )
-        await self._create(session, answer["blob"])
-        self.blobs[answer["blob"]["ref"]["$link"]] = content
+        path = await self._create(session, answer["blob"])
+        self.blobs[path] = (self.records[path], answer["blob"]["ref"]["$link"], content)
 
     def settle(self, found: dict[str, str]) -> None:
         """Compare the repository after a crash with the book, and take over what was in doubt."""
