@@ -267,9 +267,9 @@ async def test_address_is_checked_at_each_connection_not_once_per_name():
 
 
 async def test_one_allowed_address_among_forbidden_ones_is_used():
-    async with serving(ok) as port:
-        async with guarded(FixedResolver(["127.0.0.2", "127.0.0.1"])) as client:
-            assert await client.get_json(f"http://pds.test:{port}/") == {"ok": True}
+    client = guarded(FixedResolver(["127.0.0.2", "127.0.0.1"]))
+    async with serving(ok) as port, client:
+        assert await client.get_json(f"http://pds.test:{port}/") == {"ok": True}
 
 
 async def test_trusted_client_reaches_private_addresses_only_when_allowed():
@@ -523,16 +523,19 @@ async def test_streamed_request_and_answer_pass_through_unchanged():
         for _ in range(3):
             yield b"x" * 100_000
 
-    async with serving(handler) as port, guarded() as client:
-        async with client.request(
+    async with (
+        serving(handler) as port,
+        guarded() as client,
+        client.request(
             "POST",
             f"http://pds.test:{port}/",
             headers={"Content-Length": "300000"},
             body=body(),
-        ) as answer:
-            assert answer.status == 418
-            assert answer.headers["X-Size"] == "300000"
-            assert b"".join([chunk async for chunk in answer.iter_chunks()]) == packed
+        ) as answer,
+    ):
+        assert answer.status == 418
+        assert answer.headers["X-Size"] == "300000"
+        assert b"".join([chunk async for chunk in answer.iter_chunks()]) == packed
 
 
 async def test_slow_upload_may_take_longer_than_the_header_limit():
@@ -544,9 +547,13 @@ async def test_slow_upload_may_take_longer_than_the_header_limit():
             await asyncio.sleep(0.1)
             yield b"x"
 
-    async with serving(handler) as port, guarded(headers_timeout_s=0.3) as client:
-        async with client.request("POST", f"http://pds.test:{port}/", body=body()) as answer:
-            assert await answer.read() == b"6"
+    client = guarded(headers_timeout_s=0.3)
+    async with (
+        serving(handler) as port,
+        client,
+        client.request("POST", f"http://pds.test:{port}/", body=body()) as answer,
+    ):
+        assert await answer.read() == b"6"
 
 
 async def test_stalled_upload_source_runs_into_its_limit():

@@ -1,0 +1,242 @@
+"""Logging: event names with fields, as JSON or text lines, nothing secret in them.
+
+Code logs an event name and fields (`log.info("blob.collected", count=3)`), never a formatted
+sentence; plain `logging` calls with `extra=` end up in the same form. One handler writes all lines.
+
+INFO is what an operator would note in a diary, WARNING what to look at this week, ERROR a
+traceback or lost work. Each request leaves exactly one line (`log_request`).
+
+Redaction is the second fence, not the first: fields with telling names are blanked, and so is
+anything that looks like a token wherever it stands, tracebacks included.
+"""
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+_LEVELS: Final[Mapping[str, int]] = {
+    "trace": 5,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "critical": logging.CRITICAL,
+    "silent": logging.CRITICAL + 1,
+}
+
+_SECRET_FIELD: Final = re.compile(
+    r"(?:^|_)(?:token|password|secret|authorization|auth|cookie|proof|code|jwt|email|dpop"
+    r"|key|credentials?|signature)$",
+    re.IGNORECASE,
+)
+_SECRET_TEXT: Final = re.compile(
+    r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"  # a JWT
+    r"|(?i:\b(?:bearer|dpop|basic) [A-Za-z0-9._~+/=-]{8,})"  # an Authorization header
+)
+_REDACTED: Final = "[redacted]"
+_MAX_FIELD_CHARS: Final = 2_000
+"""Longer field values are cut: some come from strangers."""
+
+_OWN_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What to log and how. `level` is a name such as `info`, `warn` or `debug`.
+
+    With `enabled` false only CRITICAL lines are written.
+    """
+
+    enabled: bool = True
+    level: str = "info"
+    form: Literal["json", "text"] = "json"
+
+
+def parse_level(name: str) -> int:
+    """Return the numeric level for `name`. Raises: ValueError with the names that exist."""
+    try:
+        return _LEVELS[name.strip().lower()]
+    except KeyError:
+        raise ValueError(f"log level must be one of {', '.join(_LEVELS)}") from None
+
+
+def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send all logging of this process to `stream` (default: standard error), once.
+
+    Calling it again replaces what it set up before.
+    """
+    handler = _EventHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.form == "json" else TextFormatter())
+    handler.addFilter(_drop_noise)
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _EventHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    level = parse_level(settings.level) if settings.enabled else logging.CRITICAL
+    root.setLevel(level)
+    # Their INFO and DEBUG lines say nothing that ours do not.
+    for name in ("aiohttp", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+class EventLogger:
+    """Logs events with fields under one logger name."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Log details for developers."""
+        self._log(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log what an operator would note in a diary."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log what an operator should look at this week."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, *, exc: BaseException | None = None, **fields: Any) -> None:
+        """Log lost work; with `exc`, its traceback."""
+        self._log(logging.ERROR, event, fields, exc)
+
+    def is_enabled_for(self, level: int) -> bool:
+        """Tell whether lines of `level` are written."""
+        return self._logger.isEnabledFor(level)
+
+    def _log(
+        self, level: int, event: str, fields: dict[str, Any], exc: BaseException | None = None
+    ) -> None:
+        if self._logger.isEnabledFor(level):
+            extra = {(f"{k}_" if k in _OWN_ATTRIBUTES else k): v for k, v in fields.items()}
+            self._logger.log(level, event, extra=extra, exc_info=exc)
+
+
+def get_logger(name: str) -> EventLogger:
+    """Return the logger for a module; pass `__name__`."""
+    return EventLogger(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLine:
+    """The one line that each request leaves. `error` is the XRPC error name, if it failed."""
+
+    request_id: str
+    method: str
+    status: int
+    duration_ms: float
+    did: str | None = None
+    error: str | None = None
+    database_ms: float | None = None
+    request_bytes: int | None = None
+    response_bytes: int | None = None
+    client: str | None = None
+
+
+def log_request(log: EventLogger, line: RequestLine) -> None:
+    """Write the canonical line of a request: INFO, or WARNING when the fault is ours."""
+    fields = {
+        name: round(value, 2) if isinstance(value, float) else value
+        for name in line.__slots__
+        if (value := getattr(line, name)) is not None
+    }
+    (log.warning if line.status >= 500 else log.info)("request", **fields)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: at, level, logger, event, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line for `record`."""
+        line: dict[str, Any] = {
+            "at": _instant(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": _clean_text(record.getMessage()),
+        }
+        line |= {name: value for name, value in _fields(record).items() if name not in line}
+        if trace := _trace(record):
+            line["traceback"] = trace
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people: time, level, event, then `name=value` pairs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line for `record`."""
+        parts = [_instant(record), record.levelname, _clean_text(record.getMessage())]
+        parts += [f"{name}={_text_value(value)}" for name, value in _fields(record).items()]
+        line = " ".join(parts).replace("\n", "\\n").replace("\r", "\\r")
+        trace = _trace(record)
+        return f"{line}\n{trace}" if trace else line
+
+
+class _EventHandler(logging.StreamHandler[TextIO]):
+    """Ours, so that it can be found and replaced."""
+
+
+def _drop_noise(record: logging.LogRecord) -> bool:
+    """Drop what any stranger can cause at will: aiohttp's tracebacks for malformed requests."""
+    if record.name != "aiohttp.server" or not record.exc_info:
+        return True
+    kind = record.exc_info[0]
+    return kind is None or kind.__module__ not in ("aiohttp.http_exceptions", "aiohttp.http_parser")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {
+        name: _clean(name, value)
+        for name, value in vars(record).items()
+        if name not in _OWN_ATTRIBUTES
+    }
+
+
+def _clean(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if _SECRET_FIELD.search(name):
+        return _REDACTED
+    if isinstance(value, Mapping):
+        return {str(key): _clean(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(name, item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview) and type(value).__str__ is bytes.__str__:
+        return f"<{len(value)} bytes>"
+    text = _clean_text(str(value))
+    return text if len(text) <= _MAX_FIELD_CHARS else text[:_MAX_FIELD_CHARS] + "..."
+
+
+def _clean_text(text: str) -> str:
+    return _SECRET_TEXT.sub(_REDACTED, text)
+
+
+def _trace(record: logging.LogRecord) -> str:
+    if not record.exc_info or record.exc_info[1] is None:
+        return ""
+    return _clean_text("".join(traceback.format_exception(record.exc_info[1])).rstrip())
+
+
+def _text_value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text else text
+
+
+def _instant(record: logging.LogRecord) -> str:
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
