@@ -8,12 +8,17 @@ Hashing is made expensive on purpose, so it is the cheapest way to overload a lo
 in a few threads of its own (both libraries release the interpreter lock), and a request that finds
 the queue full is refused with 429 instead of waiting.
 
+App passwords are random and long, so a fast keyed hash is enough for them, and trying them costs a
+login next to nothing, found or not (ACC-35).
+
 An unknown account costs the same as a known one: the password is checked against a decoy.
 """
 
 import asyncio
+import base64
 import hashlib
 import hmac
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +40,8 @@ MAX_PASSWORD_CHARS: Final = 512
 ARGON2_MEMORY_KIB: Final = 19 * 1024
 ARGON2_PASSES: Final = 2
 ARGON2_LANES: Final = 1
+
+_APP_PASSWORD_LABEL: Final = b"freehold app password 1"
 
 _SCRYPT_N: Final = 16384
 _SCRYPT_R: Final = 8
@@ -134,6 +141,17 @@ def check_new_password(password: str) -> None:
             "InvalidPassword",
             f"Password must have at most {MAX_NEW_PASSWORD_CHARS} characters",
         )
+
+
+def generate_app_password() -> str:
+    """Return a new app password: 80 random bits as `xxxx-xxxx-xxxx-xxxx` (ACC-33)."""
+    text = base64.b32encode(secrets.token_bytes(10)).decode().lower()
+    return "-".join(text[at : at + 4] for at in range(0, 16, 4))
+
+
+def hash_app_password(password: str) -> bytes:
+    """Return the stored form of an app password (ACC-35)."""
+    return hmac.digest(_APP_PASSWORD_LABEL, password.strip().lower().encode(), "sha256")
 
 
 def verify_reference_hash(password: str, stored: str) -> bool:

@@ -1,0 +1,179 @@
+"""The two tokens of a legacy session: how they are made and what makes them good.
+
+Access tokens are short-lived and carry the scope; refresh tokens are long-lived, single-use and
+carry the id of their row. Both are HS256 JWTs over a key derived from `PDS_JWT_SECRET` and name
+that key by `kid`, so a new secret can be put in front while tokens of the old one run out. One
+claim is ours: `sid`, the session, by which an access token can be revoked at once.
+
+This module judges tokens only. Whether the session still lives is asked in `sessions`.
+
+Spec: xrpc#authentication (XRPC-22, XRPC-23, XRPC-24)
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from pds.errors import ConfigError, RequestError
+from pds.protocol.jwt import JwtError, JwtObject, sign_hs256, verify_hs256
+from pds.services.principal import ACCESS_TOKEN_SCOPES, Scope
+
+ACCESS_TYPE: Final = "at+jwt"
+REFRESH_TYPE: Final = "refresh+jwt"
+MIN_SECRET_CHARS: Final = 8
+"""A shorter secret is a mistake; 32 random bytes are what the documentation asks for."""
+
+_KEY_LABEL: Final = b"freehold session tokens 1"
+_FOREIGN_CLAIMS: Final = ("lxm", "cnf")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessClaims:
+    """What a good access token says."""
+
+    did: str
+    scope: Scope
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshClaims:
+    """What a good refresh token says."""
+
+    did: str
+    token_id: str
+    session_id: str
+
+
+class SessionTokens:
+    """Makes and checks session tokens; the first secret signs, all of them verify."""
+
+    def __init__(self, *, secrets: Sequence[str], service_did: str) -> None:
+        if not secrets or any(len(secret) < MIN_SECRET_CHARS for secret in secrets):
+            message = f"PDS_JWT_SECRET must be set to at least {MIN_SECRET_CHARS} characters"
+            raise ConfigError(message)
+        keys = [_derive_key(secret) for secret in secrets]
+        self._keys: Mapping[str, bytes] = {_key_id(key): key for key in keys}
+        self._key = keys[0]
+        self._kid = _key_id(keys[0])
+        self._service_did = service_did
+
+    def issue_access(
+        self, *, did: str, scope: Scope, session_id: str, issued_s: int, expires_s: int
+    ) -> str:
+        """Return an access token."""
+        return self._sign(
+            ACCESS_TYPE,
+            did=did,
+            scope=scope,
+            session_id=session_id,
+            issued_s=issued_s,
+            expires_s=expires_s,
+        )
+
+    def issue_refresh(
+        self, *, did: str, token_id: str, session_id: str, issued_s: int, expires_s: int
+    ) -> str:
+        """Return a refresh token."""
+        return self._sign(
+            REFRESH_TYPE,
+            did=did,
+            scope=Scope.REFRESH,
+            session_id=session_id,
+            issued_s=issued_s,
+            expires_s=expires_s,
+            token_id=token_id,
+        )
+
+    def parse_access(self, token: str, *, now_s: float) -> AccessClaims:
+        """Check an access token.
+
+        Raises: RequestError `ExpiredToken` or `InvalidToken`, both 400 (XRPC-24).
+        """
+        claims = self._verify(token, ACCESS_TYPE, now_s=now_s)
+        scope = claims.get("scope")
+        if scope not in ACCESS_TOKEN_SCOPES:
+            raise _invalid("Bad token scope")
+        return AccessClaims(_text(claims, "sub"), Scope(scope), _text(claims, "sid"))
+
+    def parse_refresh(self, token: str, *, now_s: float, expired_ok: bool = False) -> RefreshClaims:
+        """Check a refresh token; with `expired_ok` an expired one is good too (deleteSession).
+
+        Raises: RequestError `ExpiredToken` or `InvalidToken`, both 400 (XRPC-24).
+        """
+        claims = self._verify(token, REFRESH_TYPE, now_s=now_s, expired_ok=expired_ok)
+        if claims.get("scope") != Scope.REFRESH:
+            raise _invalid("Bad token scope")
+        return RefreshClaims(_text(claims, "sub"), _text(claims, "jti"), _text(claims, "sid"))
+
+    def _sign(
+        self,
+        token_type: str,
+        *,
+        did: str,
+        scope: Scope,
+        session_id: str,
+        issued_s: int,
+        expires_s: int,
+        token_id: str | None = None,
+    ) -> str:
+        claims: dict[str, Any] = {
+            "scope": scope.value,
+            "aud": self._service_did,
+            "sub": did,
+            "iat": issued_s,
+            "exp": expires_s,
+            "sid": session_id,
+        }
+        if token_id is not None:
+            claims["jti"] = token_id
+        return sign_hs256({"typ": token_type, "kid": self._kid}, claims, self._key)
+
+    def _verify(
+        self, token: str, token_type: str, *, now_s: float, expired_ok: bool = False
+    ) -> JwtObject:
+        try:
+            jwt = verify_hs256(token, self._keys)
+        except JwtError as error:
+            raise _invalid("Token could not be verified") from error
+        claims = jwt.claims
+        if jwt.header.get("typ") != token_type:
+            raise _invalid("Invalid token type")
+        if any(claim in claims for claim in _FOREIGN_CLAIMS):
+            raise _invalid("Malformed token")
+        if claims.get("aud") != self._service_did:
+            raise _invalid("Token is for another service")
+        _instant(claims, "iat")
+        if "nbf" in claims and _instant(claims, "nbf") > now_s:
+            raise _invalid("Token is not valid yet")
+        if _instant(claims, "exp") <= now_s and not expired_ok:
+            raise RequestError("ExpiredToken", "Token has expired")
+        return claims
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError("InvalidToken", message)
+
+
+def _instant(claims: JwtObject, name: str) -> int:
+    value = claims.get(name)
+    if type(value) is not int:
+        raise _invalid("Malformed token")
+    return value
+
+
+def _text(claims: JwtObject, name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not value:
+        raise _invalid("Malformed token")
+    return value
+
+
+def _derive_key(secret: str) -> bytes:
+    return hmac.digest(secret.encode(), _KEY_LABEL, "sha256")
+
+
+def _key_id(key: bytes) -> str:
+    return sha256(b"key id" + key).hexdigest()[:8]
