@@ -1,0 +1,244 @@
+"""The HTTP server below all handlers: connections, their limits and deadlines, and plain refusals.
+
+aiohttp's low-level server with what it leaves open closed (all measured on 3.14):
+
+* it waits for ever for the rest of a header: here headers are cut at `header_timeout_s`;
+* it takes any number of connections from one address: here they are counted;
+* it decompresses bodies without bound: switched off, `pds/xrpc/body.py` does it;
+* after a refusal it reads the rest of the body for 10 s: switched off, see `drain_refused_body`;
+* it logs a traceback for every malformed request and quotes the parser to the client: here the
+  answer is one JSON body and the log one line at debug level;
+* its `Server:` header names versions: here it does not.
+
+X-Forwarded-For is believed only when the connection comes from a configured proxy; such a proxy
+is not counted as one address.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Final, TypeAlias, cast
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+
+from pds.errors import RequestError
+from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
+
+Network: TypeAlias = IPv4Network | IPv6Network
+RootHandler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SERVER_NAME: Final = "Freehold"
+LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+_log = logging.getLogger(__name__)
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Addresses and networks between commas. Raises: ValueError."""
+    return tuple(ip_network(item.strip()) for item in text.split(",") if item.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSettings:
+    """Where to listen, and what one connection may cost."""
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"env": "PDS_BIND", "help": "Address to listen on; `0.0.0.0` for all."},
+    )
+    port: int = field(default=2583, metadata={"env": "PDS_PORT", "help": "Port to listen on."})
+    trusted_proxies: tuple[Network, ...] = field(
+        default=LOOPBACK,
+        metadata={
+            "env": "PDS_TRUSTED_PROXIES",
+            "help": "Networks whose `X-Forwarded-For` is believed.",
+            "parse": parse_networks,
+        },
+    )
+    connections_per_address: int = field(
+        default=256,
+        metadata={
+            "env": "PDS_CONNECTIONS_PER_ADDRESS",
+            "help": "Open connections from one address, trusted proxies excepted.",
+        },
+    )
+    header_timeout_s: float = 30.0
+    keepalive_s: float = 75.0
+    """Longer than the 60 s for which common reverse proxies keep an idle connection."""
+    shutdown_timeout_s: float = 10.0
+
+
+class ServerRequest(web.Request):
+    """A request that puts the common headers on whatever answers it.
+
+    A handler chain may leave more of them under `request["headers"]`; a header that the answer
+    sets itself always wins.
+    """
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        headers = response.headers
+        more: Mapping[str, str] | None = self.get("headers")
+        if more is not None:
+            for name, value in more.items():
+                if name not in headers:
+                    headers[name] = value
+        headers["Server"] = SERVER_NAME
+
+
+class Listener(web.Server):
+    """Accepts connections and hands each request to `handler`."""
+
+    def __init__(self, handler: RootHandler, settings: ListenerSettings) -> None:
+        super().__init__(
+            cast("Any", handler),
+            request_factory=cast("Any", self._make_server_request),
+            keepalive_timeout=settings.keepalive_s,
+            access_log=None,
+            auto_decompress=False,
+            lingering_time=0.0,
+            logger=_log,
+        )
+        self.settings = settings
+        self._open_by_address: dict[str, int] = {}
+
+    def __call__(self) -> "Connection":
+        """Make the protocol of one new connection."""
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def admit(self, address: str) -> bool:
+        """Count one more connection from `address`; False if that is one too many."""
+        count = self._open_by_address.get(address, 0)
+        if count >= self.settings.connections_per_address:
+            return False
+        self._open_by_address[address] = count + 1
+        return True
+
+    def forget(self, address: str) -> None:
+        """Count one connection less."""
+        count = self._open_by_address[address] - 1
+        if count:
+            self._open_by_address[address] = count
+        else:
+            del self._open_by_address[address]
+
+    def is_proxy(self, address: str) -> bool:
+        """Whether `address` is a configured reverse proxy."""
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return not address  # A Unix socket has no address; who can reach it is local.
+        return any(parsed in network for network in self.settings.trusted_proxies)
+
+    def client_behind(self, forwarded: str, peer: str) -> str:
+        """The client's address: the last one in X-Forwarded-For that is not a proxy of ours."""
+        for part in reversed(forwarded.split(",")):
+            text = part.strip()
+            try:
+                address = str(ip_address(text))
+            except ValueError:
+                return peer
+            if not self.is_proxy(address):
+                return address
+        return peer
+
+    def _make_server_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: "Connection",
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> ServerRequest:
+        remote: str | None = None
+        if protocol.is_proxied and "X-Forwarded-For" in message.headers:
+            # A proxy appends to what the client sent: all lines together are one list.
+            forwarded = ",".join(message.headers.getall("X-Forwarded-For"))
+            remote = self.client_behind(forwarded, protocol.address)
+        return ServerRequest(message, payload, protocol, writer, task, self._loop, remote=remote)
+
+
+class Connection(web.RequestHandler):
+    """One connection, with a deadline for headers and quiet refusals."""
+
+    __slots__ = ("_header_timer", "_is_counted", "_listener", "address", "is_proxied")
+
+    def __init__(self, listener: Listener, **kwargs: Any) -> None:
+        super().__init__(listener, **kwargs)
+        self._listener = listener
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._is_counted = False
+        self.address = ""
+        self.is_proxied = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit or drop the connection, and start the clock for its first header."""
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.is_proxied = self._listener.is_proxy(self.address)
+        if not self.is_proxied:
+            if not self._listener.admit(self.address):
+                cast("asyncio.Transport", transport).abort()
+                return
+            self._is_counted = True
+        super().connection_made(transport)
+        self._start_header_clock()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._stop_header_clock()
+        if self._is_counted:
+            self._is_counted = False
+            self._listener.forget(self.address)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived; bytes that complete no request start the clock for the header."""
+        waiter = self._waiter
+        super().data_received(data)
+        if waiter is None:
+            if self._messages:
+                self._stop_header_clock()
+        elif waiter.done():
+            self._stop_header_clock()
+        elif self._header_timer is None:
+            self._start_header_clock()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Refuse what is not HTTP, or end what a handler could not: one body, no parser text."""
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            raise ConnectionResetError("the answer could not be finished")
+        if status == 500:
+            _log.error("request failed", exc_info=exc)
+            refusal = internal_error()
+        else:
+            _log.debug("malformed request", extra={"address": self.address})
+            refusal = RequestError(
+                STATUS_NAMES.get(status, "InvalidRequest"), "Malformed HTTP request", status
+            )
+        response = error_response(refusal)
+        response.force_close()
+        return response
+
+    def _start_header_clock(self) -> None:
+        timeout_s = self._listener.settings.header_timeout_s
+        self._header_timer = self._loop.call_later(timeout_s, self._headers_overdue)
+
+    def _stop_header_clock(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_overdue(self) -> None:
+        self._header_timer = None
+        self.force_close()
