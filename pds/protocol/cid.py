@@ -46,6 +46,11 @@ class Cid(bytes):
         return _read_varint(self, 1)[0]
 
     @property
+    def hash_code(self) -> int:
+        """The multihash code: `SHA_256` or another."""
+        return _read_varint(self, _read_varint(self, 1)[1])[0]
+
+    @property
     def digest(self) -> bytes:
         """The 32 hash bytes of a blessed CID."""
         return self[4:]
@@ -131,6 +136,20 @@ def _python_base32_table() -> bytes:
 
 
 _TO_PYTHON_BASE32: Final = _python_base32_table()
+
+
+def read_cid(content: bytes) -> tuple[Cid, int]:
+    """Read the CID at the start of `content`; return it and the position behind it.
+
+    Raises: InvalidCid.
+    """
+    if content[:4] in (_DAG_CBOR_PREFIX, _RAW_PREFIX) and len(content) >= BLESSED_CID_BYTES:
+        return Cid(content[:BLESSED_CID_BYTES]), BLESSED_CID_BYTES
+    at = 0
+    for _number in range(3):  # version, codec, hash
+        _value, at = _read_varint(content, at)
+    length, at = _read_varint(content, at)
+    return decode_cid(content[: at + length]), at + length
 
 
 def _read_varint(content: bytes, at: int) -> tuple[int, int]:

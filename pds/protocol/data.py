@@ -42,6 +42,7 @@ __all__ = [
     "find_legacy_blobs",
     "from_json",
     "parse_json",
+    "record_from_json",
     "to_json",
 ]
 
@@ -105,9 +106,9 @@ def parse_json(body: bytes) -> Json:
     """
     try:
         value: Json = _decoder.decode(body)
-    except InvalidData:
-        raise
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error.__cause__, InvalidData):
+            raise error.__cause__ from None
         raise InvalidData("malformed JSON") from error
     if body.count(b"{") + body.count(b"[") > MAX_JSON_DEPTH:
         _check_json_depth(value, 0)
@@ -190,6 +191,17 @@ def from_json(value: Any, *, max_int: int = MAX_SAFE_INT) -> Data:
     if type(value) is list:
         return _array(value, 0, max_int)
     return _scalar(value, max_int)
+
+
+def record_from_json(value: Any) -> dict[str, Data]:
+    """Turn the JSON form of a whole record into data; it must be a map (DM-7).
+
+    Raises: InvalidData.
+    """
+    record = from_json(value)
+    if type(record) is not dict:
+        raise InvalidData("a record is an object")
+    return record
 
 
 def _object(value: dict[str, Any], depth: int, max_int: int) -> Data:
