@@ -1,4 +1,4 @@
-"""A served host for tests that come from outside: the process, its PLC directory, and its checks."""
+"""A served host for tests from outside: the process, its PLC directory, and its checks."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
