@@ -1,0 +1,224 @@
+"""What every engine shares: the writer thread, the reader threads and the way in.
+
+An engine is this class plus a database: `_open` makes the connections, `_report` adds what the
+database knows about its own health.
+"""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pds.errors import Unavailable
+from pds.store.clock import Clock
+from pds.store.engine import (
+    MAX_WAITING_BULK_JOBS,
+    MAX_WAITING_JOBS,
+    MAX_WAITING_READS,
+    Engine,
+    EngineHealth,
+    EventHook,
+    HealthStatus,
+    MakeDurable,
+    Recorder,
+    T,
+    Ts,
+    Txn,
+)
+from pds.store.group import GroupRunner, Job, WriteConnection
+from pds.store.reader import ReadConnection, ReaderPool
+from pds.store.statements import StatementCheck
+from pds.store.writer import REOPEN_INTERVAL_S, Reopenable, Writer, nothing_more
+
+RAISE_SEQ: Final = (
+    "UPDATE seq SET last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END"
+    " WHERE id = 1 RETURNING last_seq"
+)
+
+_log: Final = logging.getLogger(__name__)
+
+
+class EngineConnection(WriteConnection, Reopenable):
+    """The write connection with everything that the engine needs of it."""
+
+    @property
+    def last_seq(self) -> int:
+        """The highest number committed."""
+        raise AssertionError
+
+    def expect_seq(self, seq: int) -> None:
+        """Take note that the open transaction sets `last_seq` to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait before calls are refused, and how often a stopped writer tries again."""
+
+    jobs: int = MAX_WAITING_JOBS
+    bulk_jobs: int = MAX_WAITING_BULK_JOBS
+    reads: int = MAX_WAITING_READS
+    reopen_interval_s: float = REOPEN_INTERVAL_S
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The connections of a database that is open and migrated."""
+
+    writer: EngineConnection
+    readers: Sequence[ReadConnection]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseReport:
+    """What the database adds to the health report."""
+
+    warnings: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    log_bytes: int = 0
+    database_bytes: int = 0
+
+
+class ThreadedEngine(Engine, ABC):
+    """An engine with one writer thread and a few reader threads. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        recorder: Recorder | None = None,
+        make_durable: MakeDurable = nothing_more,
+        limits: QueueLimits = QueueLimits(),
+    ) -> None:
+        self._clock = clock
+        self._recorder = recorder
+        self._make_durable = make_durable
+        self._limits = limits
+        self._writer: Writer | None = None
+        self._readers: ReaderPool | None = None
+        self._connection: EngineConnection | None = None
+        self._event_hooks: list[EventHook] = []
+
+    @abstractmethod
+    def _open(self) -> Opened:
+        """Open, create or migrate the database. Runs on a thread of its own."""
+
+    @abstractmethod
+    def _opened(self, readers: ReaderPool) -> None:
+        """Start what else the database needs. Runs on the loop once the threads run."""
+
+    @abstractmethod
+    def _ending(self) -> None:
+        """Stop that again, after the last read and before the last write. Runs on a thread."""
+
+    @abstractmethod
+    def _closed(self) -> None:
+        """Let go of the database, after the last connection is closed. Runs on a thread."""
+
+    @abstractmethod
+    def _report(self) -> DatabaseReport:
+        """Return what the database knows of its health, without blocking."""
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence number committed."""
+        return self._connection.last_seq if self._connection is not None else 0
+
+    async def start(self) -> None:
+        """Open the database and start the threads."""
+        opened = await asyncio.to_thread(self._open)
+        loop = asyncio.get_running_loop()
+        check = StatementCheck()
+        runner = GroupRunner(opened.writer, self._clock, check, keep_log=self._recorder is not None)
+        self._connection = opened.writer
+        self._writer = Writer(
+            runner,
+            opened.writer,
+            loop,
+            hooks=self._event_hooks,
+            recorder=self._recorder,
+            make_durable=self._make_durable,
+            limit=self._limits.jobs,
+            bulk_limit=self._limits.bulk_jobs,
+            reopen_interval_s=self._limits.reopen_interval_s,
+        )
+        self._readers = ReaderPool(opened.readers, check, loop, limit=self._limits.reads)
+        self._writer.start()
+        self._opened(self._readers)
+
+    async def close(self) -> None:
+        """Refuse new calls, finish those that wait, close the database."""
+        writer, readers = self._writer, self._readers
+        if writer is None or readers is None:
+            return
+        self._writer = self._readers = None
+        writer.refuse()
+        readers.refuse()
+        await asyncio.to_thread(self._join, writer, readers)
+
+    def _join(self, writer: Writer, readers: ReaderPool) -> None:
+        readers.join()
+        self._ending()
+        writer.join()
+        self._closed()
+
+    async def transact(
+        self,
+        label: str,
+        fn: "Callable[[Txn, *Ts], T]",
+        *args: *Ts,
+        accounts: Sequence[int] = (),
+        bulk: bool = False,
+    ) -> T:
+        """Run `fn(txn, *args)` on the writer; its result once it is durable."""
+        if self._writer is None:
+            raise Unavailable("the store is not open")
+        result: T = await self._writer.submit(Job(label, fn, args, tuple(accounts), bulk))
+        return result
+
+    async def read(self, label: str, fn: "Callable[[Txn, *Ts], T]", *args: *Ts) -> T:
+        """Run `fn(txn, *args)` on a reader, in one snapshot."""
+        if self._readers is None:
+            raise Unavailable("the store is not open")
+        result: T = await self._readers.submit(label, fn, args)
+        return result
+
+    async def raise_seq(self, floor: int) -> int:
+        """Make every later number higher than `floor`."""
+        return await self.transact("store.raise_seq", self._raise_seq, floor)
+
+    def _raise_seq(self, txn: Txn, floor: int) -> int:
+        seq = int(txn.write(RAISE_SEQ, (floor, floor))[0][0])
+        if self._connection is not None:
+            self._connection.expect_seq(seq)
+        return seq
+
+    def add_event_hook(self, hook: EventHook) -> None:
+        """Have `hook` called on the loop for each group with events."""
+        self._event_hooks.append(hook)
+
+    def health(self) -> EngineHealth:
+        """Return how the engine is."""
+        writer, readers = self._writer, self._readers
+        if writer is None or readers is None:
+            return EngineHealth(
+                HealthStatus.FAILED, ("the store is not open",), self.last_seq, 0, 0, 0, 0, 0, 0, 0
+            )
+        report = self._report()
+        failures = report.failures
+        if writer.stopped is not None:
+            failures = (f"writes are stopped: {writer.stopped}", *failures)
+        status = HealthStatus.WARNING if report.warnings else HealthStatus.OK
+        return EngineHealth(
+            status=HealthStatus.FAILED if failures else status,
+            problems=(*failures, *report.warnings),
+            last_seq=self.last_seq,
+            waiting_jobs=writer.waiting,
+            waiting_bulk_jobs=writer.waiting_bulk,
+            waiting_reads=readers.waiting,
+            groups=writer.groups,
+            jobs=writer.jobs,
+            log_bytes=report.log_bytes,
+            database_bytes=report.database_bytes,
+        )

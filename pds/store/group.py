@@ -1,0 +1,397 @@
+"""Group commit: several jobs, one COMMIT, numbers last.
+
+A group runs in two phases. First the bodies of the waiting jobs, each in a savepoint, so that a
+failing job takes nothing with it. Then, for all jobs that survived: one allocation of sequence
+numbers, the frames built with them, one insert of the events, COMMIT. Nothing else happens while
+the sequence is held, and a failed job's events are dropped before any number is taken.
+
+Failure is judged by the transaction, not by the exception: a full disk or an I/O error may have
+rolled all of it back. If it ended, nobody is answered and each job is run again alone, so that the
+one at fault is the only one to fail. A job that failed by itself is answered after the commit too:
+its failure may have come from what an earlier job of the group wrote. A failed COMMIT leaves
+the outcome unknown; it fails the group, and `stop` tells the writer to reopen the database.
+
+Nothing here knows the database: a `WriteConnection` does the SQL. Nothing here knows threads or
+the event loop either; that is `writer.py`.
+"""
+
+import logging
+import time
+from asyncio import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, Protocol
+
+from pds.errors import StoreError, Unavailable
+from pds.store.clock import Clock
+from pds.store.engine import (
+    MAX_GROUP_JOBS,
+    MAX_GROUP_S,
+    SLOW_JOB_S,
+    BuildFrame,
+    CommittedEvent,
+    CommittedGroup,
+    Params,
+    Row,
+    SqlValue,
+    Statement,
+    Txn,
+)
+from pds.store.statements import StatementCheck
+
+_log: Final = logging.getLogger(__name__)
+
+NEXT_ID: Final = (
+    "INSERT INTO counter (name, value) VALUES (?, 1)"
+    " ON CONFLICT (name) DO UPDATE SET value = counter.value + 1 RETURNING value"
+)
+
+
+class WriteConnection(Protocol):
+    """The one connection that writes, in the database's own SQL.
+
+    Every method raises only `StoreError`s. `execute*` fetch all rows.
+    """
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, as the database sees it."""
+
+    def begin(self, accounts: Sequence[int]) -> None:
+        """Open a transaction and lock `accounts`, given in ascending order."""
+
+    def commit(self) -> None:
+        """Make the transaction durable."""
+
+    def rollback(self) -> None:
+        """Undo the transaction, if one is open."""
+
+    def savepoint(self) -> None:
+        """Mark the state to which `undo_savepoint` returns."""
+
+    def release_savepoint(self) -> None:
+        """Forget the mark."""
+
+    def undo_savepoint(self) -> None:
+        """Return to the mark and forget it."""
+
+    def execute(self, sql: str, params: Params) -> list[Row]:
+        """Run one statement."""
+
+    def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
+        """Run one statement for each row of parameters."""
+
+    def lock_accounts(self, aids: Iterable[int]) -> None:
+        """Lock further accounts inside the transaction."""
+
+    def allocate_seq(self, count: int, now_us: int) -> tuple[int, int, Statement]:
+        """Take `count` numbers; return the number before, the first, and the write made.
+
+        first = max(last + 1, now_us); the others follow without gaps.
+        """
+
+    def insert_events(self, rows: Sequence[tuple[int, int, str, int, bytes]]) -> list[Statement]:
+        """Insert rows of (seq, aid, kind, at, frame) with as few statements as possible."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One call of `transact` on its way through the writer."""
+
+    label: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    accounts: tuple[int, ...] = ()
+    bulk: bool = False
+    future: "Future[Any] | None" = None
+    result: Any = None
+    error: BaseException | None = None
+    events: list[tuple[str, int, BuildFrame]] = field(default_factory=list)
+    hooks: list[Callable[[], None]] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Forget what a rolled-back run left behind."""
+        self.result = None
+        self.error = None
+        self.events.clear()
+        self.hooks.clear()
+        self.statements.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """Jobs that may be answered now, in order, and what became durable with them."""
+
+    jobs: tuple[Job, ...]
+    group: CommittedGroup | None = None
+    stop: StoreError | None = None
+
+
+class WriterTxn(Txn):
+    """The writer's `Txn` for one run of one job."""
+
+    def __init__(
+        self, connection: WriteConnection, job: Job, check: StatementCheck, *, keep_log: bool
+    ) -> None:
+        self._connection = connection
+        self._job = job
+        self._check = check
+        self._keep_log = keep_log
+        self._doom: BaseException | None = None
+
+    @property
+    def is_writable(self) -> bool:
+        """Always true here."""
+        return True
+
+    @property
+    def doom(self) -> BaseException | None:
+        """The failure of a statement, after which this transaction does nothing more."""
+        return self._doom
+
+    def read(self, sql: str, params: Params = ()) -> list[Row]:
+        """Return all rows of a SELECT."""
+        if sql not in self._check.reads:
+            self._check.admit(sql, writes=False)
+        if self._doom is not None:
+            self._refuse()
+        try:
+            return self._connection.execute(sql, params)
+        except Exception as error:
+            self._doom = error
+            raise
+
+    def read_one(self, sql: str, params: Params = ()) -> Row | None:
+        """Return the first row of a SELECT, or None."""
+        rows = self.read(sql, params)
+        return rows[0] if rows else None
+
+    def write(self, sql: str, params: Params = ()) -> list[Row]:
+        """Run one write and return the rows of its RETURNING clause."""
+        if sql not in self._check.writes:
+            self._check.admit(sql, writes=True)
+        if self._doom is not None:
+            self._refuse()
+        try:
+            rows = self._connection.execute(sql, params)
+        except Exception as error:
+            self._doom = error
+            raise
+        if self._keep_log:
+            self._job.statements.append(Statement(sql, (tuple(params),)))
+        return rows
+
+    def write_many(self, sql: str, rows: Iterable[Params]) -> None:
+        """Run one write for each row of parameters."""
+        if sql not in self._check.writes:
+            self._check.admit(sql, writes=True)
+        if self._doom is not None:
+            self._refuse()
+        batch = rows if isinstance(rows, list) else list(rows)
+        if not batch:
+            return
+        try:
+            self._connection.execute_many(sql, batch)
+        except Exception as error:
+            self._doom = error
+            raise
+        if self._keep_log:
+            copies: tuple[tuple[SqlValue, ...], ...] = tuple(tuple(row) for row in batch)
+            self._job.statements.append(Statement(sql, copies))
+
+    def next_id(self, name: str) -> int:
+        """Return the next number of the counter `name`."""
+        return int(self.write(NEXT_ID, (name,))[0][0])
+
+    def lock_accounts(self, aids: Iterable[int]) -> None:
+        """Lock further accounts."""
+        if self._doom is not None:
+            self._refuse()
+        self._connection.lock_accounts(aids)
+
+    def emit(self, kind: str, aid: int, build_frame: BuildFrame) -> None:
+        """Add an event, numbered after all bodies of the group have run."""
+        if self._doom is not None:
+            self._refuse()
+        self._job.events.append((kind, aid, build_frame))
+
+    def on_commit(self, hook: Callable[[], None]) -> None:
+        """Run `hook` on the event loop after the commit."""
+        if self._doom is not None:
+            self._refuse()
+        self._job.hooks.append(hook)
+
+    def finish(self) -> None:
+        """End the use of this object: a job that kept it finds it closed."""
+        if self._doom is None:
+            self._doom = StoreError("the transaction has ended")
+
+    def _refuse(self) -> NoReturn:
+        raise StoreError("this transaction has failed or ended") from self._doom
+
+
+class GroupRunner:
+    """Runs groups of jobs on one connection. Used by one thread."""
+
+    def __init__(
+        self,
+        connection: WriteConnection,
+        clock: Clock,
+        check: StatementCheck,
+        *,
+        keep_log: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._check = check
+        self._keep_log = keep_log
+
+    def run(self, take: Callable[[], Job | None]) -> Iterator[GroupResult]:
+        """Run one group of the jobs that `take` hands out, one after the other, until None.
+
+        Yields one result, or several when jobs had to be run again alone. After a result with
+        `stop` nothing more is run: the jobs that are left come back with that failure.
+        """
+        started: list[Job] = []
+        result = self._run_together(take, started)
+        if result is not None:
+            yield result
+            return
+        stop: StoreError | None = None
+        for job in started:
+            job.reset()
+            if stop is not None:
+                job.error = stop
+                yield GroupResult((job,))
+                continue
+            alone = self._run_together(iter((job,)).__next__, [], alone=True)
+            if alone is not None:
+                stop = alone.stop
+                yield alone
+
+    def _run_together(
+        self, take: Callable[[], Job | None], started: list[Job], *, alone: bool = False
+    ) -> GroupResult | None:
+        """Run one transaction; None when it ended early and its jobs must be run alone."""
+        job = take()
+        if job is None:
+            return GroupResult(())
+        started.append(job)
+        try:
+            now_us = self._clock.now_us()
+            self._connection.begin(sorted(job.accounts))
+        except Exception as error:  # the clock or the database refuses: answer this one job
+            self._connection.rollback()
+            job.error = error
+            return GroupResult((job,))
+        deadline = time.monotonic() + MAX_GROUP_S
+        while True:
+            if not self._run_body(job):
+                return self._give_up(started)
+            if alone or len(started) >= MAX_GROUP_JOBS or time.monotonic() >= deadline:
+                break
+            following = take()
+            if following is None:
+                break
+            job = following
+            started.append(job)
+        return self._finish(started, now_us)
+
+    def _run_body(self, job: Job) -> bool:
+        """Run one job in a savepoint; False when the transaction is gone."""
+        connection = self._connection
+        txn = WriterTxn(connection, job, self._check, keep_log=self._keep_log)
+        began = time.perf_counter()
+        try:
+            connection.savepoint()
+            job.result = job.fn(txn, *job.args)
+            if txn.doom is not None:
+                raise txn.doom
+            connection.release_savepoint()
+        except BaseException as error:  # whatever it is, it is the job's answer
+            job.error = error
+            job.result = None
+        txn.finish()
+        if job.error is not None:
+            job.events.clear()
+            job.hooks.clear()
+            job.statements.clear()
+            if not connection.in_transaction:
+                return False
+            try:
+                connection.undo_savepoint()
+            except StoreError:
+                return False
+        elapsed = time.perf_counter() - began
+        if elapsed > SLOW_JOB_S:
+            _log.warning("store.slow_job", extra={"label": job.label, "duration_s": elapsed})
+        return True
+
+    def _give_up(self, started: list[Job]) -> GroupResult | None:
+        """Undo what is left; a job that was alone is answered, others must be run again."""
+        try:
+            self._connection.rollback()
+        except StoreError as error:
+            return self._stop(started, error)
+        if len(started) > 1:
+            return None
+        return GroupResult(tuple(started))
+
+    def _finish(self, started: list[Job], now_us: int) -> GroupResult | None:
+        """Number the events of the surviving jobs and commit."""
+        survivors = [job for job in started if job.error is None]
+        if not survivors:
+            return self._undo_all(started)
+        try:
+            events, numbering = self._number(survivors, now_us)
+        except BaseException as error:  # a frame that cannot be built, a full disk
+            if len(started) == 1:
+                started[0].error = error
+                started[0].result = None
+            return self._give_up(started)
+        try:
+            self._connection.commit()
+        except StoreError as error:
+            return self._stop(started, error)
+        statements: list[Statement] = []
+        if self._keep_log:
+            for job in survivors:
+                statements += job.statements
+            statements += numbering
+        return GroupResult(tuple(started), CommittedGroup(tuple(events), tuple(statements)))
+
+    def _undo_all(self, started: list[Job]) -> GroupResult | None:
+        """Answer a group of which no job survived."""
+        try:
+            self._connection.rollback()
+        except StoreError as error:
+            return self._stop(started, error)
+        return GroupResult(tuple(started))
+
+    def _number(
+        self, survivors: list[Job], now_us: int
+    ) -> tuple[list[CommittedEvent], list[Statement]]:
+        """Give each event its number, build its frame and insert all rows."""
+        count = sum(len(job.events) for job in survivors)
+        if count == 0:
+            return [], []
+        prev, seq, update = self._connection.allocate_seq(count, now_us)
+        events: list[CommittedEvent] = []
+        for job in survivors:
+            for kind, aid, build_frame in job.events:
+                frame = build_frame(seq, now_us)
+                events.append(CommittedEvent(prev, seq, aid, kind, now_us, frame))
+                prev, seq = seq, seq + 1
+        inserts = self._connection.insert_events(
+            [(event.seq, event.aid, event.kind, event.at_us, event.frame) for event in events]
+        )
+        return events, [update, *inserts]
+
+    def _stop(self, started: list[Job], error: StoreError) -> GroupResult:
+        """Fail the group: whether it became durable is unknown, so nobody may go on."""
+        failure = Unavailable(f"the commit failed: {error}")
+        for job in started:
+            job.reset()
+            job.error = failure
+        return GroupResult(tuple(started), stop=failure)
