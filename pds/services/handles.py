@@ -20,22 +20,23 @@ MAX_HANDLE_CHARS: Final = 244
 """Room for the `_atproto.` prefix of the DNS record (ID-3)."""
 
 _RESERVED: Final = """
-at atp atproto plc pds did didplc didweb repo repos tid nsid xrpc lex lexicon lexicons handle handles
-relay firehose appview labeler moderation moderator mod feed feeds bsky bluesky freehold oauth auth
-account accounts session sessions identity federation
+at atp atproto plc pds did didplc didweb repo repos tid nsid xrpc lex lexicon lexicons handle
+handles relay firehose appview labeler moderation moderator mod feed feeds bsky bluesky freehold
+oauth auth account accounts session sessions identity federation
 
-www web ftp ssh dns ns1 ns2 mail email smtp imap pop pop3 mx1 mx2 webmail autoconfig autodiscover api
-app apps cdn static assets img images media video blob blobs files upload uploads download downloads
-cloud host hosting server proxy gateway vpn status health metrics monitor staging internal intranet
-local localhost console dashboard panel portal docs blog forum wiki help shop store pay
+www web ftp ssh dns ns1 ns2 mail email smtp imap pop pop3 mx1 mx2 webmail autoconfig autodiscover
+api app apps cdn static assets img images media video blob blobs files upload uploads download
+downloads cloud host hosting server proxy gateway vpn status health metrics monitor staging
+internal intranet local localhost console dashboard panel portal docs blog forum wiki help shop
+store pay
 
 admin administrator hostmaster postmaster webmaster root abuse security support info contact sales
-marketing billing legal privacy noc trouble news usenet uucp ssladmin sysadmin system operator staff
-team official owner noreply no-reply mailer-daemon newsletter
+marketing billing legal privacy noc trouble news usenet uucp ssladmin sysadmin system operator
+staff team official owner noreply no-reply mailer-daemon newsletter
 
-login logout signin signout signup register registration settings profile profiles me my you username
-anonymous everyone all none null nil undefined unknown invalid nobody self about terms tos policy
-robots favicon well-known wellknown example search explore home index
+login logout signin signout signup register registration settings profile profiles me my you
+username anonymous everyone all none null nil undefined unknown invalid nobody self about terms tos
+policy robots favicon well-known wellknown example search explore home index
 """
 RESERVED_LABELS: Final = frozenset(_RESERVED.split())
 """The protocol and its software; hosts and services that mean something on every domain; mailboxes

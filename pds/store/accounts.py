@@ -67,7 +67,8 @@ class Account:
 
 
 def _account(row: Sequence[Any]) -> Account:
-    return Account(*row[:13], invites_disabled=bool(row[13]))
+    *values, invites_disabled = row
+    return Account(*values, bool(invites_disabled))
 
 
 def _get(txn: Txn, column: str, value: str | int) -> Account | None:

@@ -1,0 +1,80 @@
+"""Mail to account holders: what we write, and the seam behind which it is sent.
+
+A `Mailer` accepts a mail and returns once it is taken over. Two are here: a bounded mailbox in
+memory, which the development server shows as a page and tests read, and a transport that only notes
+that there would have been a mail, for hosts without a mail service. Neither the recipient nor the
+text is ever logged.
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pds.protocol.syntax import Did, Handle
+
+MAILBOX_MAILS: Final = 200
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One mail in plain text. `purpose` is a fixed word for logs, such as `welcome`."""
+
+    to: str
+    subject: str
+    text: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMail:
+    """A mail in the memory mailbox, with the time of its arrival."""
+
+    mail: Mail
+    at_us: int
+
+
+class Mailer(Protocol):
+    """Takes mails over for delivery."""
+
+    async def send(self, mail: Mail, *, now_us: int) -> None:
+        """Take `mail` over, or raise RemoteError."""
+
+
+class MemoryMailbox:
+    """Keeps the latest mails in memory, oldest first."""
+
+    def __init__(self, *, capacity: int = MAILBOX_MAILS) -> None:
+        self._mails: deque[ReceivedMail] = deque(maxlen=capacity)
+
+    async def send(self, mail: Mail, *, now_us: int) -> None:
+        """Keep `mail`."""
+        self._mails.append(ReceivedMail(mail, now_us))
+
+    def received(self) -> list[ReceivedMail]:
+        """Return the mails that are kept."""
+        return list(self._mails)
+
+
+class LogMailer:
+    """Sends nothing: notes that a mail was due, for hosts without a mail service."""
+
+    async def send(self, mail: Mail, *, now_us: int) -> None:
+        """Note the purpose of `mail`."""
+        _log.warning("mail.not_sent", extra={"purpose": mail.purpose, "at_us": now_us})
+
+
+def welcome_mail(*, to: str, service_name: str, handle: Handle, did: Did) -> Mail:
+    """The note after an account was made."""
+    text = (
+        f"Your account on {service_name} is ready.\n"
+        "\n"
+        f"Handle: @{handle}\n"
+        f"DID: {did}\n"
+        "\n"
+        "Keep the DID: it is your identity, also if you change your handle or move to another\n"
+        "host. If you did not ask for this account, you can ignore this mail.\n"
+    )
+    return Mail(to, f"Welcome to {service_name}", text, "welcome")
