@@ -1,8 +1,8 @@
 """The one door to durable state: what a transaction is, and what an engine promises.
 
-`Engine.transact(label, fn, *args)` runs `fn(txn, *args)`, a plain function, on the writer thread and
-answers once its transaction is on stable storage. `Engine.read(label, fn, *args)` runs on a reader
-thread, the whole of `fn` in one snapshot.
+`Engine.transact(label, fn, *args)` runs `fn(txn, *args)`, a plain function, on the writer thread
+and answers once its transaction is on stable storage. `Engine.read(label, fn, *args)` runs on a
+reader thread, the whole of `fn` in one snapshot.
 
 Rules for the functions (jobs) that are handed over, because jobs share a transaction and may be run
 a second time after a rollback:
@@ -12,8 +12,8 @@ a second time after a rollback:
 * a statement that failed dooms its job: nothing further may be done with that `txn`
   (use `ON CONFLICT ... RETURNING` to ask, rather than catching `Conflict` and going on);
 * SQL has `?` for parameters, keeps to the subset that SQLite and PostgreSQL share, and has no
-  `now()`, `random()` or `AUTOINCREMENT` (`pds/store/statements.py` refuses them), so that the log of
-  writes in commit order replays to the same rows.
+  `now()`, `random()` or `AUTOINCREMENT` (`pds/store/statements.py` refuses them), so that the log
+  of writes in commit order replays to the same rows.
 
 A job never sees a sequence number: it hands `txn.emit` a function that builds the frame, and the
 engine calls that with the number, after the bodies of all jobs of the group have run.
