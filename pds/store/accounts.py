@@ -67,8 +67,8 @@ class Account:
 
 
 def _account(row: Sequence[Any]) -> Account:
-    *values, invites_disabled = row
-    return Account(*values, bool(invites_disabled))
+    values: list[Any] = [*row[:13], bool(row[13])]
+    return Account(*values)
 
 
 def _get(txn: Txn, column: str, value: str | int) -> Account | None:
