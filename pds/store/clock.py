@@ -1,12 +1,13 @@
 """What time it is, and whether that may be believed.
 
-Sequence numbers and revisions are made of the time and must never go back, so one wrong clock
-reading would be in them for ever. The wall clock is therefore believed only while there is a reason:
+Sequence numbers and revisions are made of the time and must never go back, so one wrong reading
+would be in them for ever. The wall clock is therefore believed only while there is a reason:
 
 * *Continuity*: since the last look it advanced as the boot clock did (which also counts
   suspended time and is not changed by anybody). Slow corrections by NTP pass, jumps do not.
 * *Reference*: at start and after a jump, `Date` headers of a PLC directory or a relay agree.
-* *Operator*: somebody ran `pds clock accept`, for the difference that was seen then.
+* *Operator*: somebody ran `pds clock accept`; kept as the fact `clock_accepted`, it counts at
+  starts within the day after.
 * At start without any reference in reach: the time is not before the last number given out, and
   at most a day after it; or no number was ever given out (a first start, an embedded or private
   network).
@@ -20,10 +21,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final, Protocol
 
 from pds.errors import Unavailable
+from pds.store.engine import Txn
 
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
@@ -88,8 +92,9 @@ def read_clocks() -> Reading:
 class ClockJudge:
     """Decides whether the wall clock is believed. Not safe for threads by itself."""
 
-    def __init__(self, *, last_seq: int = 0) -> None:
+    def __init__(self, *, last_seq: int = 0, accepted_us: int | None = None) -> None:
         self._last_seq = last_seq
+        self._accepted_us = accepted_us
         self._anchor: Reading | None = None
         self.basis: Basis | None = None
         self.doubt: str | None = "the clock has not been checked yet"
@@ -118,6 +123,10 @@ class ClockJudge:
         wall_us = reading.wall_us
         if wall_us < EARLIEST_US:
             return self._doubt("the clock was never set")
+        if starting and self._accepted_us is not None:
+            since_us = wall_us - self._accepted_us
+            if -STEP_TOLERANCE_US <= since_us <= DAY_US:
+                return self._believe(reading, Basis.OPERATOR)
         if references_us:
             agreeing = sum(abs(us - wall_us) <= REFERENCE_TOLERANCE_US for us in references_us)
             if agreeing * 2 > len(references_us):
@@ -195,9 +204,9 @@ class CheckedClock:
             )
         return reading.wall_us
 
-    async def start(self, *, last_seq: int) -> bool:
-        """Decide for the first time, knowing the last number given out."""
-        self._judge = ClockJudge(last_seq=last_seq)
+    async def start(self, *, last_seq: int, accepted_us: int | None = None) -> bool:
+        """Decide for the first time, knowing the last number and the operator's last word."""
+        self._judge = ClockJudge(last_seq=last_seq, accepted_us=accepted_us)
         self._starting = True
         return await self.check()
 
@@ -224,3 +233,32 @@ class CheckedClock:
             self._starting = False
             _log.warning("clock.accepted")
         return believed
+
+
+ACCEPTED_FACT: Final = "clock_accepted"
+
+
+def get_accepted_us(txn: Txn) -> int | None:
+    """Return the time at which the operator last accepted the clock."""
+    row = txn.read_one("SELECT value FROM fact WHERE name = ?", (ACCEPTED_FACT,))
+    return None if row is None else int.from_bytes(row[0], "big")
+
+
+def put_accepted_us(txn: Txn, now_us: int) -> None:
+    """Keep the operator's word over a restart."""
+    txn.write(
+        "INSERT INTO fact (name, value) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        (ACCEPTED_FACT, now_us.to_bytes(8, "big")),
+    )
+
+
+def parse_date_header(text: str) -> int | None:
+    """Return the unix microseconds of an HTTP Date header, or None when it is not one."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp()) * SECOND_US
