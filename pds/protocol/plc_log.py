@@ -105,7 +105,8 @@ class PlcLog:
 def verify_audit_log(did: Did, entries: object) -> PlcLog:
     """Verify the JSON of a whole audit log: hashes, signatures, order, forks and tombstones.
 
-    Limits for new operations are not applied: old logs hold operations from before them.
+    Limits for new operations are not applied: old logs hold operations from before them. What a
+    directory can still hide: nullified operations, and the newest ones of the chain.
     Raises: PlcError naming the first wrong entry. Spec: (ID-53, ID-55, ID-56, ID-57, ID-61)
     """
     if not isinstance(entries, list) or not 0 < len(entries) <= MAX_LOG_ENTRIES:
