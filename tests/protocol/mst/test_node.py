@@ -51,14 +51,14 @@ def test_depths_of_the_specification(key, depth):
 
 def test_depths_of_the_interop_files():
     """REPO-20."""
-    cases = json.loads((interop_dir("mst") / "key_heights.json").read_text())
+    cases = json.loads((interop_dir() / "mst" / "key_heights.json").read_text())
     for case in cases:
         assert key_depth(case["key"].encode()) == case["height"]
 
 
 def test_prefixes_of_the_interop_files():
     """REPO-26."""
-    cases = json.loads((interop_dir("mst") / "common_prefix.json").read_text())
+    cases = json.loads((interop_dir() / "mst" / "common_prefix.json").read_text())
     for case in cases:
         assert common_prefix(case["left"].encode(), case["right"].encode()) == case["len"]
 

@@ -98,7 +98,7 @@ def test_the_proof_does_not_grow_with_the_repo():
 @pytest.mark.parametrize("number", range(6))
 def test_proofs_of_the_interop_fixtures(number):
     """REPO-65: exactly the published set."""
-    text = (interop_dir("firehose") / "commit-proof-fixtures.json").read_text()
+    text = (interop_dir() / "firehose" / "commit-proof-fixtures.json").read_text()
     case = json.loads(text)[number]
     value = parse_cid(case["leafValue"])
     wanted = {key.encode(): value for key in case["adds"]}
