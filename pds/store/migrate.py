@@ -27,7 +27,7 @@ SCHEMA_VERSION: Final = 1
 SCHEMA_COMPAT: Final = 1
 
 _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
-_TABLE: Final = re.compile(r"--\s*(durable|scratch)\b.*?CREATE TABLE (\w+)", re.DOTALL)
+_TABLE: Final = re.compile(r"-- (durable|scratch): [^\n]*\n(?:--[^\n]*\n)*CREATE TABLE (\w+)")
 _TOKEN: Final = re.compile(r"--[^\n]*|'(?:[^']|'')*'|;")
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
 

@@ -91,7 +91,7 @@ CREATE TABLE preference (
   PRIMARY KEY (aid, position)
 );
 
--- durable: invite codes and their uses.
+-- durable: invite codes.
 CREATE TABLE invite_code (
   code {key} PRIMARY KEY,
   use_count {int} NOT NULL,
@@ -100,6 +100,7 @@ CREATE TABLE invite_code (
   created_by {key} NOT NULL,
   created_at {int} NOT NULL
 ) {rowless};
+-- durable: who used an invite code.
 CREATE TABLE invite_use (
   code {key} NOT NULL,
   aid {int} NOT NULL,
