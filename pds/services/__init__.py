@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pds.protocol.lexicon import Catalog
+    from pds.protocol.lexicon.catalog import Catalog
     from pds.services.accounts import Accounts
     from pds.services.admin_auth import AdminAuth
     from pds.services.blobs import Blobs

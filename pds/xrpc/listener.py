@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 from aiohttp import web
@@ -30,9 +31,10 @@ from pds.errors import RequestError
 from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
 
 Network: TypeAlias = IPv4Network | IPv6Network
-RootHandler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RootHandler: TypeAlias = Callable[["ServerRequest"], Awaitable[web.StreamResponse]]
 
 SERVER_NAME: Final = "Freehold"
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 _log = logging.getLogger(__name__)
@@ -76,17 +78,18 @@ class ListenerSettings:
 class ServerRequest(web.Request):
     """A request that puts the common headers on whatever answers it.
 
-    A handler chain may leave more of them under `request["headers"]`; a header that the answer
-    sets itself always wins.
+    Whoever routes the request puts those of its kind into `answer_headers`; a header that the
+    answer sets itself always wins.
     """
+
+    ATTRS = web.Request.ATTRS | {"answer_headers"}
+    answer_headers: Mapping[str, str] = NO_HEADERS
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         headers = response.headers
-        more: Mapping[str, str] | None = self.get("headers")
-        if more is not None:
-            for name, value in more.items():
-                if name not in headers:
-                    headers[name] = value
+        for name, value in self.answer_headers.items():
+            if name not in headers:
+                headers[name] = value
         headers["Server"] = SERVER_NAME
 
 

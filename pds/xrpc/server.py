@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import orjson
@@ -21,7 +21,7 @@ from aiohttp import web
 
 from pds.errors import ConfigError, ProtocolError, RequestError
 from pds.protocol.data import Json, parse_json
-from pds.protocol.lexicon import Method
+from pds.protocol.lexicon.catalog import Method
 from pds.services import Services
 from pds.services.limits import RequestLimits
 from pds.services.principal import Principal
@@ -33,6 +33,7 @@ from pds.xrpc.errors import (
     internal_error,
     invalid_request,
 )
+from pds.xrpc.listener import ServerRequest
 
 __all__ = ["Auth", "Call", "Handler", "MethodTable", "XrpcServer"]
 
@@ -76,7 +77,7 @@ class Call:
     """
 
     nsid: str
-    params: dict[str, Json]
+    params: dict[str, Any]
     input: Json
     body: BodyReader | None
     principal: Principal | None
@@ -85,7 +86,7 @@ class Call:
     request: web.Request
 
 
-Answer: TypeAlias = Json | bytes | web.StreamResponse
+Answer: TypeAlias = "Json | bytes | web.StreamResponse"
 """What a handler returns: JSON, JSON already rendered, nothing (None), or a response of its own."""
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -193,7 +194,7 @@ class XrpcServer:
             (name, point.verb, point.handler, point.auth) for name, point in self._endpoints.items()
         )
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: ServerRequest) -> web.StreamResponse:
         """Answer one request."""
         started = time.perf_counter()
         trace = _Trace()
@@ -220,11 +221,11 @@ class XrpcServer:
         return response
 
     async def _run(
-        self, endpoint: _Endpoint, request: web.Request, trace: _Trace
+        self, endpoint: _Endpoint, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
         method = endpoint.method
         trace.method = endpoint.name
-        request["headers"] = endpoint.headers
+        request.answer_headers = endpoint.headers
         params = _parse_params(method, request)
         principal, token = await authenticate(
             endpoint.auth, request=request, services=self._services, nsid=endpoint.name
@@ -255,7 +256,7 @@ class XrpcServer:
         return _json_response(answer)
 
     async def _take_body(
-        self, endpoint: _Endpoint, request: web.Request
+        self, endpoint: _Endpoint, request: ServerRequest
     ) -> tuple[BodyReader | None, Json]:
         encoding = endpoint.method.input_encoding
         if encoding is None:
@@ -279,9 +280,10 @@ class XrpcServer:
         return None, value
 
     async def _run_other(
-        self, nsid: str, request: web.Request, trace: _Trace
+        self, nsid: str, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
         """Preflights, HEAD, wrong verbs, odd spellings, and methods that are not ours."""
+        request.answer_headers = PUBLIC_HEADERS
         if request.method == "OPTIONS":
             return _preflight_response(request)
         name = nsid.removesuffix("/")
@@ -299,14 +301,14 @@ class XrpcServer:
         return await self._run(endpoint, request, trace)
 
     async def _run_fallback(
-        self, nsid: str, request: web.Request, trace: _Trace
+        self, nsid: str, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
         is_ours = nsid.startswith("com.atproto.") and nsid not in PROXIED_BY_DEFAULT
         if request.method not in ("GET", "HEAD", "POST") or (
             is_ours and "atproto-proxy" not in request.headers
         ):
             raise RequestError("MethodNotImplemented", "Method Not Implemented", 501)
-        request["headers"] = PRIVATE_HEADERS
+        request.answer_headers = PRIVATE_HEADERS
         trace.method = "proxy"
         is_report = nsid == "com.atproto.moderation.createReport"
         auth = Auth.SESSION_TAKENDOWN_OK if is_report else Auth.SESSION
@@ -329,7 +331,7 @@ class XrpcServer:
         return answer if isinstance(answer, web.StreamResponse) else _json_response(answer)
 
     async def _refuse(
-        self, error: Exception, request: web.Request, trace: _Trace
+        self, error: Exception, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
         """The answer for a request that failed, sent before the rest of its body is read."""
         refusal = as_request_error(error)
@@ -383,7 +385,7 @@ def _body_limit(nsid: str, encoding: str | None, limits: RequestLimits) -> int |
             return limits.blob_bytes
 
 
-def _parse_params(method: Method, request: web.Request) -> dict[str, Json]:
+def _parse_params(method: Method, request: web.Request) -> dict[str, Any]:
     query = request.rel_url.raw_query_string
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict") if query else []
@@ -428,7 +430,7 @@ def _require_websocket(request: web.Request) -> None:
         )
 
 
-def _json_response(answer: Json | bytes) -> web.Response:
+def _json_response(answer: "Json | bytes") -> web.Response:
     if answer is None:
         return web.Response()
     body = answer if isinstance(answer, bytes) else orjson.dumps(answer)

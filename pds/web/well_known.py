@@ -1,0 +1,39 @@
+"""`/.well-known/did.json` of this server, and `/.well-known/atproto-did` of its handles.
+
+The second is answered by the Host header: a handle that is a name of this host proves itself over
+HTTP, as long as its account is active (ID-12). Nothing else about the account is told.
+"""
+
+import orjson
+from aiohttp import web
+
+from pds.services.accounts import Accounts
+from pds.services.server_info import ServerInfo
+from pds.web.router import WebHandler, WebRouter
+
+
+def add_routes(router: WebRouter, *, info: ServerInfo, accounts: Accounts) -> None:
+    """Serve the well-known documents."""
+    router.get("/.well-known/did.json", _did_document(info), is_public=True)
+    router.get("/.well-known/atproto-did", _handle_proof(accounts), is_public=True)
+
+
+def _did_document(info: ServerInfo) -> WebHandler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        document = info.did_document()
+        if document is None:
+            raise web.HTTPNotFound
+        return web.Response(body=orjson.dumps(document), content_type="application/json")
+
+    return handle
+
+
+def _handle_proof(accounts: Accounts) -> WebHandler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        handle_text = request.headers.get("Host", "").partition(":")[0].lower().rstrip(".")
+        account = await accounts.lookup(handle_text)
+        if account is None or not account.is_active or account.handle != handle_text:
+            return web.Response(status=404, text="User not found\n")
+        return web.Response(text=account.did)
+
+    return handle
