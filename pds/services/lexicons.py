@@ -3,7 +3,6 @@
 They are installed as `pds/lexicons`; in a checkout they are the folder `lexicons` beside `pds`.
 """
 
-from importlib import resources
 from pathlib import Path
 
 from pds.errors import ConfigError
@@ -16,7 +15,7 @@ def lexicon_folder() -> Path:
 
     Raises: ConfigError when the installation lacks them.
     """
-    package = Path(str(resources.files("pds")))
+    package = Path(__file__).parents[1]
     for folder in (package / "lexicons", package.parent / "lexicons"):
         if (folder / "com" / "atproto").is_dir():
             return folder

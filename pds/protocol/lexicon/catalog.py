@@ -22,16 +22,11 @@ from pds.protocol.lexicon.definitions import (
     RecordDef,
 )
 from pds.protocol.lexicon.formats import FORMATS
+from pds.protocol.lexicon.links import check_links
 from pds.protocol.lexicon.methods import Method
 from pds.protocol.lexicon.scalars import Check
 from pds.protocol.lexicon.schema import SchemaError, parse_document
-from pds.protocol.lexicon.validate import (
-    Compiler,
-    Form,
-    LexiconError,
-    check_links,
-    run_check,
-)
+from pds.protocol.lexicon.validate import Compiler, Form, LexiconError, run_check
 
 __all__ = ["Catalog", "LexiconError", "Method", "SchemaError"]
 

@@ -9,14 +9,14 @@ objects (LEX-12): a reference to a definition whose compilation is under way, or
 down, is followed at the time of the check. Checks carry the nesting depth, so neither a schema
 nor a value can recurse without bound.
 
-`check_links` settles beforehand whether everything that a definition can reach exists and may be
+`links` settles beforehand whether everything that a definition can reach exists and may be
 referred to (LEX-5), so that a schema is usable entirely or not at all (LEX-11).
 
 Checks never change the value: no default is filled in (LEX-22), nothing is stripped (LEX-21).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, assert_never
 
@@ -32,7 +32,6 @@ from pds.protocol.lexicon.definitions import (
     FieldDef,
     IntegerDef,
     MethodDef,
-    NamedDef,
     ObjectDef,
     PermissionSetDef,
     RecordDef,
@@ -42,6 +41,7 @@ from pds.protocol.lexicon.definitions import (
     UnionDef,
     UnknownDef,
 )
+from pds.protocol.lexicon.links import Find, check_links
 from pds.protocol.lexicon.nodes import SchemaError
 from pds.protocol.lexicon.scalars import (
     Check,
@@ -50,9 +50,6 @@ from pds.protocol.lexicon.scalars import (
     integer_check,
     string_check,
 )
-
-Find = Callable[[str], NamedDef | None]
-"""Looks up a definition by its full name."""
 
 MAX_JSON_DEPTH: Final = 150
 """Deepest nesting checked in the JSON form: post threads are much deeper than records."""
@@ -89,55 +86,6 @@ def run_check(check: Check, value: object, root: str) -> None:
         check(value, 0)
     except Violation as violation:
         raise LexiconError(violation.path(root), violation.message) from None
-
-
-def check_links(root: str, find: Find) -> None:
-    """Make sure that everything `root` can reach exists and may stand where it is named (LEX-5).
-
-    Raises: SchemaError for a missing definition, or a target of the wrong type.
-    """
-    definition = find(root)
-    if definition is None:
-        raise SchemaError(f"{root}: not defined")
-    seen = {root}
-    waiting: list[NamedDef] = [definition]
-    while waiting:
-        for target, is_branch in _targets(waiting.pop()):
-            found = find(target)
-            if found is None:
-                raise SchemaError(f"{target}: not defined")
-            if is_branch and not isinstance(found, ObjectDef | RecordDef):
-                raise SchemaError(f"{target}: a union may hold only objects and records")
-            if isinstance(found, TokenDef | MethodDef | PermissionSetDef):
-                raise SchemaError(f"{target}: is not data, so nothing may refer to it")
-            if target not in seen:
-                seen.add(target)
-                waiting.append(found)
-
-
-def _targets(definition: NamedDef) -> Iterator[tuple[str, bool]]:
-    """Yield the names that a definition refers to, and whether as a branch of a union."""
-    match definition:
-        case RefDef():
-            yield definition.target, False
-        case UnionDef():
-            for target in definition.targets:
-                yield target, True
-        case ArrayDef():
-            yield from _targets(definition.items)
-        case ObjectDef():
-            for field in definition.properties.values():
-                yield from _targets(field)
-        case RecordDef():
-            yield from _targets(definition.record)
-        case MethodDef():
-            for payload in (definition.input, definition.output):
-                if payload is not None and payload.schema is not None:
-                    yield from _targets(payload.schema)
-            if definition.message is not None:
-                yield from _targets(definition.message)
-        case _:
-            return
 
 
 class Compiler:
@@ -230,9 +178,12 @@ class Compiler:
         find_check = checks.get
         required = definition.required
         max_depth = self._max_depth
+        is_json = self._form is Form.JSON
 
         def check_object(value: object, depth: int) -> None:
             if type(value) is not dict:
+                raise Violation("must be an object")
+            if is_json and ("$link" in value or "$bytes" in value):
                 raise Violation("must be an object")
             if depth >= max_depth:
                 raise Violation("is nested too deeply")
