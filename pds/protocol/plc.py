@@ -160,6 +160,15 @@ def parse_operation(content: object) -> PlcOperation:
     )
 
 
+def parse_state(did: Did, content: object) -> PlcState:
+    """Read what a directory serves at `/:did/data`. Raises: PlcError."""
+    if not isinstance(content, dict) or content.get("did") != did:
+        raise PlcError("not the data of this identity")
+    if not content.keys() >= _FIELDS[_PLC] - _ENDS:
+        raise PlcError("data lacks a field")
+    return _plc_state(content)
+
+
 def sign_operation(fields: OperationJson, signer: Signer) -> PlcOperation:
     """Sign an unsigned operation (an object without `sig`) with a rotation key.
 
