@@ -13,11 +13,12 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
 import orjson
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from pds.errors import ConfigError, ProtocolError, RequestError
 from pds.protocol.data import Json, parse_json
@@ -57,6 +58,7 @@ PRIVATE_HEADERS: Final[Mapping[str, str]] = {
     "Cache-Control": "private",
     "Vary": "Authorization, atproto-proxy, atproto-accept-labelers",
 }
+JSON_HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
 PREFLIGHT_MAX_AGE_S: Final = 86_400
 
 PROXIED_BY_DEFAULT: Final = frozenset({"com.atproto.moderation.createReport"})
@@ -120,8 +122,7 @@ class MethodTable:
         return iter(self._registrations)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """What is worth a line and a count about one answered request.
 
     `method` is an NSID of ours, or `proxy` or `unknown`: never text that a caller can vary.
@@ -212,7 +213,7 @@ class XrpcServer:
                 method=trace.method,
                 status=response.status,
                 duration_s=time.perf_counter() - started,
-                size_bytes=response.body_length if response.prepared else _body_size(response),
+                size_bytes=_body_size(response),
                 error=trace.error,
                 did=trace.did,
                 address=request.remote,
@@ -386,14 +387,23 @@ def _body_limit(nsid: str, encoding: str | None, limits: RequestLimits) -> int |
 
 
 def _parse_params(method: Method, request: web.Request) -> dict[str, Any]:
-    query = request.rel_url.raw_query_string
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict") if query else []
-        return method.parse_params(pairs)
-    except UnicodeDecodeError:
+        return method.parse_params(_split_query(request.rel_url.raw_query_string))
+    except UnicodeError:
         raise invalid_request("Query parameters must be UTF-8") from None
     except ProtocolError as error:
         raise invalid_request(str(error)) from error
+
+
+def _split_query(query: str) -> list[tuple[str, str]]:
+    if not query:
+        return []
+    if not query.isascii():
+        query.encode()  # Bytes that are not UTF-8 arrive as half surrogate pairs, and fail here.
+    elif "%" not in query and "+" not in query:
+        parts = (part.partition("=") for part in query.split("&"))
+        return [(name, value) for name, _, value in parts if name]
+    return parse_qsl(query, keep_blank_values=True, errors="strict")
 
 
 def _check_content_type(request: web.Request, encoding: str) -> None:
@@ -434,7 +444,7 @@ def _json_response(answer: "Json | bytes") -> web.Response:
     if answer is None:
         return web.Response()
     body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
-    return web.Response(body=body, content_type="application/json")
+    return web.Response(body=body, headers=JSON_HEADERS)
 
 
 def _preflight_response(request: web.Request) -> web.Response:
@@ -452,4 +462,7 @@ def _preflight_response(request: web.Request) -> web.Response:
 
 
 def _body_size(response: web.StreamResponse) -> int:
-    return response.content_length or 0
+    if response.prepared:
+        return response.body_length
+    body = response.body if isinstance(response, web.Response) else None
+    return len(body) if isinstance(body, bytes) else 0
