@@ -26,7 +26,7 @@ class MaintenanceSettings:
     """When the thread does what."""
 
     interval_s: float = 1.0
-    checkpoint_pages: int = 1000
+    checkpoint_pages: int = 4000
     idle_s: float = 5.0
     max_read_s: float = MAX_READ_S
     log_warning_bytes: int = 256 << 20

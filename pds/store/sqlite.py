@@ -53,8 +53,8 @@ PAGE_BYTES: Final = 4096
 BUSY_TIMEOUT_MS: Final = 10_000
 JOURNAL_SIZE_LIMIT: Final = 32 << 20
 STATEMENT_CACHE: Final = 400
-FINISH_PAGES: Final = 4000
-"""The writer itself finishes a checkpoint when the log is this long (16 MB).
+FINISH_PAGES: Final = 8000
+"""The writer itself finishes a checkpoint when the log is this long (32 MB).
 
 The maintenance thread cannot do so under constant load: by the time it has copied the log, more has
 been written, and the log is reused only when all of it was copied.

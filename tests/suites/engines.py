@@ -1,0 +1,120 @@
+"""Engines for tests: back ends that suites run on, and engines whose write log is proven.
+
+Use `open_engine(folder, clock)` (or the fixture `recording_engine`, importable into a conftest) for
+any test that needs a store: when it closes, its log of writes is replayed into an empty database,
+which must then hold the same rows. So every test of the program that writes is also a test of the
+log.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from pds.store.base import QueueLimits, ThreadedEngine
+from pds.store.clock import Clock
+from pds.store.engine import MakeDurable, Recorder, Row, Statement
+from pds.store.maintenance import MaintenanceSettings
+from pds.store.replay import WriteLog, compare, dump_rows, replay
+from pds.store.sqlite import (
+    SqliteConnection,
+    SqliteEngine,
+    SqliteSettings,
+    migrate_connection,
+)
+from pds.store.writer import nothing_more
+from tests.fakes.clock import FakeClock
+
+
+class Backend(Protocol):
+    """One kind of database, as a suite needs it: one database that may be opened repeatedly."""
+
+    def engine(
+        self,
+        clock: Clock,
+        *,
+        recorder: Recorder | None = None,
+        make_durable: MakeDurable = nothing_more,
+        limits: QueueLimits | None = None,
+    ) -> ThreadedEngine:
+        """An engine, not started, on the same database as before."""
+
+    def dump(self) -> dict[str, list[Row]]:
+        """All rows, while no engine is open."""
+
+    def dump_replayed(self, groups: Sequence[Sequence[Statement]]) -> dict[str, list[Row]]:
+        """All rows of a new database into which `groups` were replayed."""
+
+
+class SqliteBackend:
+    """The SQLite engine on a file in `folder`, with little caches."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "store" / "pds.sqlite"
+        self._replays = 0
+
+    def settings(self, **changes: Any) -> SqliteSettings:
+        """Settings that suit tests."""
+        values: dict[str, Any] = {
+            "path": self.path,
+            "readers": 2,
+            "cache_bytes": 4 << 20,
+            "reader_cache_bytes": 1 << 20,
+            "maintenance": MaintenanceSettings(free_warning_bytes=0),
+        }
+        return SqliteSettings(**(values | changes))
+
+    def engine(
+        self,
+        clock: Clock,
+        *,
+        recorder: Recorder | None = None,
+        make_durable: MakeDurable = nothing_more,
+        limits: QueueLimits | None = None,
+    ) -> SqliteEngine:
+        """An engine, not started."""
+        settings = self.settings(limits=limits or QueueLimits())
+        return SqliteEngine(settings, clock, recorder=recorder, make_durable=make_durable)
+
+    def dump(self) -> dict[str, list[Row]]:
+        """All rows."""
+        return self._dump(SqliteConnection(self.path, cache_bytes=1 << 20, writable=True))
+
+    def dump_replayed(self, groups: Sequence[Sequence[Statement]]) -> dict[str, list[Row]]:
+        """All rows of a new database after a replay."""
+        self._replays += 1
+        path = self.path.with_name(f"replay-{self._replays}.sqlite")
+        connection = SqliteConnection(path, cache_bytes=1 << 20, writable=True)
+        connection.execute("PRAGMA synchronous = OFF")
+        migrate_connection(connection, now_us=0)
+        replay(groups, connection)
+        return self._dump(connection)
+
+    def _dump(self, connection: SqliteConnection) -> dict[str, list[Row]]:
+        try:
+            return dump_rows(connection)
+        finally:
+            connection.close()
+
+
+@asynccontextmanager
+async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator[SqliteEngine]:
+    """An engine on a new database; at the end its write log is replayed and compared."""
+    backend = SqliteBackend(folder)
+    log = WriteLog()
+    engine = backend.engine(clock or FakeClock(), recorder=log)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+    assert compare(backend.dump(), backend.dump_replayed(log.groups)) == []
+
+
+@pytest.fixture
+async def recording_engine(tmp_path: Path) -> AsyncIterator[SqliteEngine]:
+    """`open_engine` in the test's folder, with a clock that stands still."""
+    async with open_engine(tmp_path) as engine:
+        yield engine
