@@ -249,10 +249,11 @@ def _parse_entry(did: Did, entry: object) -> LogEntry:
         raise PlcError("CID does not match the operation")
     if not isinstance(entry["nullified"], bool):
         raise PlcError("nullified is not a boolean")
-    return LogEntry(operation, _parse_time_us(entry["createdAt"]), entry["nullified"])
+    return LogEntry(operation, parse_time_us(entry["createdAt"]), entry["nullified"])
 
 
-def _parse_time_us(text: object) -> int:
+def parse_time_us(text: object) -> int:
+    """Return the unix microseconds of a log's `createdAt`. Raises: PlcError."""
     if not isinstance(text, str):
         raise PlcError("createdAt is not a string")
     try:
