@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from pds.protocol.lexicon.catalog import Catalog
     from pds.services.accounts import Accounts
     from pds.services.admin_auth import AdminAuth
+    from pds.services.app_passwords import AppPasswords
     from pds.services.blobs import Blobs
     from pds.services.crawlers import Crawlers
     from pds.services.export import Exports
     from pds.services.firehose import Firehose
     from pds.services.health import Health
     from pds.services.identity import Identity
+    from pds.services.invites import Invites
     from pds.services.limits import RequestLimits
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
@@ -34,6 +36,7 @@ class Services:
 
     accounts: Accounts
     admin: AdminAuth
+    app_passwords: AppPasswords
     blobs: Blobs
     catalog: Catalog
     crawlers: Crawlers
@@ -41,6 +44,7 @@ class Services:
     firehose: Firehose
     health: Health
     identity: Identity
+    invites: Invites
     limits: RequestLimits
     preferences: Preferences
     proxy: Proxy

@@ -50,8 +50,9 @@ class MemoryMailbox:
         self._mails: deque[ReceivedMail] = deque(maxlen=capacity)
 
     async def send(self, mail: Mail, *, now_us: int) -> None:
-        """Keep `mail`."""
-        self._mails.append(ReceivedMail(mail, now_us))
+        """Keep `mail`, under a time of its own: pages name mails by it."""
+        newest_us = self._mails[-1].at_us if self._mails else 0
+        self._mails.append(ReceivedMail(mail, max(now_us, newest_us + 1)))
 
     def received(self) -> list[ReceivedMail]:
         """Return the mails that are kept."""

@@ -80,6 +80,11 @@ class SessionView:
     did_doc: Json
     tokens: TokenPair | None = None
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the account is in no other state than active."""
+        return self.status is AccountStatus.ACTIVE
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:

@@ -1,0 +1,371 @@
+"""Opening an account: one act over two systems, always finished or undone.
+
+A new account needs a DID in the PLC directory and rows in our database; a crash or a dead directory
+between the two must not leave half of it (promise A8). So:
+
+1. everything that can be refused is refused;
+2. one transaction writes a journal row with the sealed signing key and the signed genesis
+   operation. It also reserves the handle;
+3. the operation is sent to the directory;
+4. one transaction makes account, key, repo, password, invite use and session, emits the four
+   events, and deletes the journal row.
+
+A client that was refused has no account: when step 4 is refused, or the outcome of step 3 is
+unknown, the DID gets a tombstone, at once or as soon as the directory can be asked. What a crash
+leaves behind is completed: its client was told nothing, and can sign in. See `account_journal`.
+
+An account for a DID that exists already touches our database only: it starts deactivated and
+without events (ACC-21), whatever comes next is part of migration. Such a DID is never tombstoned.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeVar
+
+from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.protocol.data import Json
+from pds.protocol.diddoc import DidDocument
+from pds.protocol.keys import (
+    Curve,
+    InvalidKey,
+    Signer,
+    generate_secret,
+    make_signer,
+    parse_did_key,
+)
+from pds.protocol.plc import did_for_genesis, render_document, sign_genesis
+from pds.protocol.syntax import Did, Handle, is_blessed_did
+from pds.protocol.tid import next_tid
+from pds.services.account_draft import Draft, DraftPhase, seal_subject
+from pds.services.account_journal import AccountJournal
+from pds.services.account_rows import AccountRows, Claim, NewRows, account_exists, check_claim
+from pds.services.handles import HandlePolicy
+from pds.services.mail import Mailer, welcome_mail
+from pds.services.passwords import Passwords, check_new_password
+from pds.services.principal import Principal, PrincipalKind
+from pds.services.sessions import Sessions, SessionView
+from pds.store.accounts import Account, AccountStatus, get_account_by_did
+from pds.store.clock import Clock
+from pds.store.engine import Engine
+from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
+from pds.store.sessions import Session
+
+CURVE: Final[Curve] = "k256"
+"""Of new signing keys: what the network uses most (DM-50)."""
+MAX_EMAIL_CHARS: Final = 254
+
+_EMAIL: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@(?:[^\s@.\x00-\x1f]+\.)+[^\s@.\x00-\x1f]{2,63}")
+
+_log: Final = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Resolver(Protocol):
+    """What creation needs of identity resolution (`pds.identity.resolver.IdentityResolver`)."""
+
+    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
+        """Return the document of a DID; raises NotResolvable or Unreachable."""
+
+    async def resolve_handle(self, handle: Handle, *, refresh: bool = False) -> Did:
+        """Return the DID that a handle names; raises NotResolvable or Unreachable."""
+
+    async def forget(self, did: Did, handle: Handle | None = None) -> None:
+        """Drop what is remembered of an identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreationSettings:
+    """How accounts are opened on this host."""
+
+    public_url: str
+    service_name: str
+    invite_required: bool = True
+    recovery_did_key: str | None = None
+    """The operator's rotation key, above ours in every new identity (ACC-14)."""
+    blocked_email_domains: frozenset[str] = frozenset()
+    dev: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRequest:
+    """What a client asked for, unchecked."""
+
+    handle: str
+    email: str | None = None
+    password: str | None = None
+    did: str | None = None
+    invite_code: str | None = None
+    recovery_key: str | None = None
+    has_plc_op: bool = False
+
+
+class AccountCreation:
+    """Opens accounts."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        clock: Clock,
+        keystore: Keystore,
+        rows: AccountRows,
+        journal: AccountJournal,
+        sessions: Sessions,
+        passwords: Passwords,
+        handles: HandlePolicy,
+        resolver: Resolver,
+        rotation_signer: Signer,
+        mailer: Mailer,
+        settings: CreationSettings,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._keystore = keystore
+        self._rows = rows
+        self._journal = journal
+        self._sessions = sessions
+        self._passwords = passwords
+        self._handles = handles
+        self._resolver = resolver
+        self._rotation_signer = rotation_signer
+        self._mailer = mailer
+        self._settings = settings
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def create(
+        self, request: AccountRequest, principal: Principal | None = None
+    ) -> SessionView:
+        """Open an account and a session for it.
+
+        `principal` is the holder of the key of `request.did`, when an account moves in. A caller
+        that leaves does not stop an act that has begun.
+
+        Raises: RequestError with the names of the lexicon, `AuthMissing`, `UpstreamFailure`.
+        Spec: (ACC-10..14, ACC-20..25, ID-20, ID-21, SYNC-40, SYNC-41)
+        """
+        if request.has_plc_op:
+            raise _refused("Unsupported input: plcOp")
+        if not request.password:
+            raise RequestError("InvalidPassword", "Password is required")
+        check_new_password(request.password)
+        if self._settings.invite_required and not request.invite_code:
+            raise RequestError("InvalidInviteCode", "No invite code provided")
+        claim = Claim(
+            did=None,
+            handle=self._handles.parse(request.handle),
+            email=self._parse_email(request.email),
+            invite_code=request.invite_code if self._settings.invite_required else None,
+        )
+        if request.did is not None:
+            did = self._check_control(request.did, principal)
+            return await self._shielded(
+                self._create_for(replace(claim, did=did), did, request.password)
+            )
+        self._handles.check_ours(claim.handle)
+        recovery_key = self._parse_recovery_key(request.recovery_key)
+        return await self._shielded(self._create_new(claim, request.password, recovery_key))
+
+    async def close(self) -> None:
+        """Wait for the acts that are under way."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # A new DID
+
+    async def _create_new(
+        self, claim: Claim, password: str, recovery_key: str | None
+    ) -> SessionView:
+        draft = await self._draft(claim, password, recovery_key)
+        journal_id = await self._journal.reserve(draft)
+        try:
+            await self._journal.publish(journal_id, draft)
+            try:
+                account, session = await self._journal.complete(
+                    journal_id, draft, self._sessions.prepare()
+                )
+            except RequestError:
+                await self._journal.take_back(journal_id, draft, draft.operation)
+                raise
+        finally:
+            self._journal.release(journal_id)
+        await self._resolver.forget(draft.did, draft.handle)
+        state = draft.operation.state
+        did_doc: Json = None if state is None else render_document(draft.did, state)
+        return await self._welcome(account, session, did_doc)
+
+    async def _draft(self, claim: Claim, password: str, recovery_key: str | None) -> Draft:
+        """Check what is cheap to check, then make the keys and the genesis operation."""
+        await self._journal.settle_handle(claim.handle)
+        await self._engine.read("account.check", check_claim, claim)
+        password_hash = await self._passwords.hash(password)
+        secret = generate_secret(CURVE, secrets.token_bytes(32))
+        operation = sign_genesis(
+            self._rotation_signer,
+            rotation_keys=self._rotation_keys(recovery_key),
+            signing_key=make_signer(CURVE, secret).public_key.did_key,
+            handle=claim.handle,
+            pds_endpoint=self._settings.public_url,
+        )
+        did = did_for_genesis(operation)
+        sealed = self._keystore.seal(
+            seal_subject(did), secret, nonce=secrets.token_bytes(NONCE_BYTES)
+        )
+        return Draft(
+            phase=DraftPhase.OPEN,
+            did=did,
+            handle=claim.handle,
+            email=claim.email,
+            password_hash=password_hash,
+            invite_code=claim.invite_code,
+            operation=operation,
+            curve=CURVE,
+            sealed_secret=sealed,
+        )
+
+    def _rotation_keys(self, recovery_key: str | None) -> list[str]:
+        """The user's key, the operator's, ours: the first has the last word (ACC-14)."""
+        keys = (
+            recovery_key,
+            self._settings.recovery_did_key,
+            self._rotation_signer.public_key.did_key,
+        )
+        return list(dict.fromkeys(key for key in keys if key))
+
+    # A DID that exists
+
+    async def _create_for(self, claim: Claim, did: Did, password: str) -> SessionView:
+        existing = await self._engine.read("account.existing", get_account_by_did, did)
+        if existing is not None:
+            return await self._resume(existing, password)
+        document = await self._resolve_brought(did)
+        await self._check_brought_handle(claim.handle, did)
+        await self._engine.read("account.check", check_claim, claim)
+        now_us = self._clock.now_us()
+        new = NewRows(
+            did=did,
+            claim=claim,
+            password_hash=await self._passwords.hash(password),
+            curve=CURVE,
+            secret=generate_secret(CURVE, secrets.token_bytes(32)),
+            key_entropy=secrets.token_bytes(KEY_ENTROPY_BYTES),
+            rev=next_tid(None, now_us, secrets.randbelow(1024)),
+            now_us=now_us,
+            opening=self._sessions.prepare(),
+            journal_id=None,
+            is_active=False,
+        )
+        account, session = await self._engine.transact("account.import", self._rows.insert, new)
+        return await self._welcome(account, session, dict(document.source))
+
+    async def _resume(self, account: Account, password: str) -> SessionView:
+        """Answer a repeated call like the first one, if it knows the password (ACC-24)."""
+        is_known = await self._passwords.verify(password, account.password_hash)
+        if account.status is not AccountStatus.DEACTIVATED or not is_known:
+            raise account_exists()
+        session = await self._engine.transact(
+            "session.open",
+            self._sessions.open_session,
+            account,
+            self._sessions.prepare(),
+            accounts=(account.aid,),
+        )
+        return await self._sessions.view_opened(account, session)
+
+    async def _resolve_brought(self, did: Did) -> DidDocument:
+        try:
+            document = await self._resolver.resolve_did(did, refresh=True)
+        except NotResolvable as error:
+            raise RequestError("UnresolvableDid", f"Could not resolve DID: {did}") from error
+        if document.signing_key is None:
+            raise RequestError("IncompatibleDidDoc", "DID document has no usable atproto key")
+        return document
+
+    async def _check_brought_handle(self, handle: Handle, did: Did) -> None:
+        """A handle of ours by our rules, any other if it resolves to the DID (ACC-23, ID-21)."""
+        if self._handles.is_ours(handle):
+            self._handles.check_ours(handle)
+            return
+        try:
+            resolved = await self._resolver.resolve_handle(handle, refresh=True)
+        except NotResolvable:
+            resolved = None
+        if resolved != did:
+            raise RequestError("InvalidHandle", "External handle did not resolve to DID")
+
+    def _check_control(self, did: str, principal: Principal | None) -> Did:
+        """Demand a service token of the DID itself (ACC-20)."""
+        if (
+            principal is None
+            or principal.kind is not PrincipalKind.SERVICE
+            or principal.did is None
+            or principal.did != did
+        ):
+            raise RequestError(
+                "AuthenticationRequired", f"Missing auth to create account with did: {did}", 401
+            )
+        if not is_blessed_did(did, dev=self._settings.dev):
+            raise RequestError("UnresolvableDid", "DID method is not supported")
+        return principal.did
+
+    # Shared
+
+    def _parse_email(self, email: str | None) -> str | None:
+        if not email:
+            raise _refused("Email is required")
+        lowered = email.strip().lower()
+        if len(lowered) > MAX_EMAIL_CHARS or not _EMAIL.fullmatch(lowered):
+            raise _refused("This email address is not supported, please use a different email.")
+        if lowered.rpartition("@")[2] in self._settings.blocked_email_domains:
+            raise _refused("This email address is not supported, please use a different email.")
+        return lowered
+
+    def _parse_recovery_key(self, recovery_key: str | None) -> str | None:
+        if not recovery_key:
+            return None
+        try:
+            key = parse_did_key(recovery_key)
+        except InvalidKey as error:
+            raise _refused("recoveryKey is not a did:key of a P-256 or K-256 key") from error
+        if key == self._rotation_signer.public_key:
+            raise _refused("recoveryKey is the key of this server")
+        return key.did_key
+
+    async def _welcome(
+        self, account: Account, session: Session | None, did_doc: Json
+    ) -> SessionView:
+        if account.email is not None and account.handle is not None:
+            mail = welcome_mail(
+                to=account.email,
+                service_name=self._settings.service_name,
+                handle=account.handle,
+                did=account.did,
+            )
+            try:
+                await self._mailer.send(mail, now_us=self._clock.now_us())
+            except RemoteError:
+                # The account stands; the note is a courtesy.
+                _log.warning("mail.failed", extra={"purpose": mail.purpose}, exc_info=True)
+        if session is None:
+            raise AssertionError("a session was asked for")
+        view = await self._sessions.view_opened(account, session)
+        return replace(view, did_doc=did_doc)
+
+    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end even if the caller leaves."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Seen, also if the caller has left.
+
+
+def _refused(message: str) -> RequestError:
+    return RequestError("InvalidRequest", message)

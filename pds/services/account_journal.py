@@ -1,0 +1,289 @@
+"""The journal of account creation: from the first row to the settled act.
+
+`reserve` writes the row, `publish` sends the operation, `complete` makes the account, `take_back`
+undoes what was published. `settle` decides about a row that nobody works on, by asking the
+directory what became of the operation:
+
+| row | directory | then |
+|---|---|---|
+| any | does not know the DID | forget the row |
+| any | has a tombstone | forget the row |
+| open | has the DID | make the account; if it cannot be made any more: tombstone, forget |
+| undo | has the DID | tombstone, forget |
+| any | cannot be asked | later |
+
+Spec: (ACC-11, ACC-12, ID-65)
+"""
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from pds.errors import NotResolvable, Rejected, RemoteError, RequestError, Unreachable
+from pds.protocol.keys import Signer
+from pds.protocol.plc import PlcOperation, make_tombstone, sign_operation
+from pds.protocol.syntax import Did, Handle
+from pds.protocol.tid import next_tid
+from pds.services.account_draft import (
+    JOURNAL_KIND,
+    Draft,
+    DraftPhase,
+    decode_draft,
+    encode_draft,
+)
+from pds.services.account_rows import AccountRows, Claim, NewRows, check_claim
+from pds.services.sessions import Opening
+from pds.store.accounts import Account
+from pds.store.clock import Clock
+from pds.store.engine import Engine, Txn
+from pds.store.journal import (
+    JournalRow,
+    delete_journal,
+    get_journal,
+    insert_journal,
+    list_journal,
+    update_journal,
+)
+from pds.store.keystore import KEY_ENTROPY_BYTES, Keystore
+from pds.store.sessions import Session
+
+US_PER_S: Final = 1_000_000
+
+_log: Final = logging.getLogger(__name__)
+
+
+class PlcDirectory(Protocol):
+    """What creation needs of the directory (`pds.identity.did_plc.PlcClient`)."""
+
+    async def submit(self, did: Did, operation: PlcOperation) -> None:
+        """Publish an operation; raises Rejected, or RemoteError when the outcome is unknown."""
+
+    async def get_last_op(self, did: Did) -> PlcOperation:
+        """Return the last operation; raises NotResolvable when the directory has none."""
+
+
+class Settled(StrEnum):
+    """What became of a journal row."""
+
+    COMPLETED = "completed"
+    UNDONE = "undone"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalSettings:
+    """How long to wait for the directory, and for acts that may still be under way elsewhere."""
+
+    plc_timeout_s: float = 10.0
+    """Longest wait for the directory (promise A8)."""
+    grace_s: float = 30.0
+    """Age at which a row is nobody's; doubled with each attempt to settle it."""
+    max_wait_s: float = 3600.0
+
+
+class AccountJournal:
+    """Writes, completes and undoes the journal rows of account creation."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        clock: Clock,
+        keystore: Keystore,
+        rows: AccountRows,
+        plc: PlcDirectory,
+        rotation_signer: Signer,
+        settings: JournalSettings | None = None,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._keystore = keystore
+        self._rows = rows
+        self._plc = plc
+        self._rotation_signer = rotation_signer
+        self._settings = settings or JournalSettings()
+        self._under_way: set[int] = set()
+
+    # The act itself
+
+    async def reserve(self, draft: Draft) -> int:
+        """Write the row, which also reserves the handle, and return its id.
+
+        Raises: RequestError when something that it claims is not free.
+        """
+        journal_id = await self._engine.transact(
+            "account.reserve", _reserve, draft, self._clock.now_us()
+        )
+        self._under_way.add(journal_id)
+        return journal_id
+
+    async def settle_handle(self, handle: Handle) -> None:
+        """Settle what an earlier act left under this handle, if nobody works on it.
+
+        Its client was refused and asks again, or somebody else asks much later.
+        """
+        row = await self._engine.read("account.reserved", get_journal, JOURNAL_KIND, handle)
+        if row is None or row.journal_id in self._under_way:
+            return
+        if decode_draft(row.state).phase is DraftPhase.UNDO or self._is_due(row):
+            await self.settle(row)
+
+    async def publish(self, journal_id: int, draft: Draft) -> None:
+        """Send the genesis operation to the directory.
+
+        Raises: RequestError `InvalidRequest` when the directory refuses it, `UpstreamFailure`
+        when it is not known what became of it; the row is then settled or marked.
+        """
+        try:
+            await self._submit(draft.did, draft.operation)
+        except Rejected as error:
+            await self._engine.transact("account.forget", delete_journal, journal_id)
+            raise RequestError("InvalidRequest", str(error)) from error
+        except RemoteError as error:
+            await self._mark_undo(journal_id, draft)
+            raise RequestError(
+                "UpstreamFailure",
+                "The PLC directory did not answer; the account was not made, try again later",
+                502,
+            ) from error
+
+    async def complete(
+        self, journal_id: int, draft: Draft, opening: Opening | None
+    ) -> tuple[Account, Session | None]:
+        """Make the account and forget the row, in one transaction.
+
+        Raises: RequestError when handle, address or invite were taken meanwhile.
+        """
+        now_us = self._clock.now_us()
+        new = NewRows(
+            did=draft.did,
+            claim=claim_of(draft),
+            password_hash=draft.password_hash,
+            curve=draft.curve,
+            secret=draft.secret(self._keystore),
+            key_entropy=secrets.token_bytes(KEY_ENTROPY_BYTES),
+            rev=next_tid(None, now_us, secrets.randbelow(1024)),
+            now_us=now_us,
+            opening=opening,
+            journal_id=journal_id,
+            is_active=True,
+        )
+        return await self._engine.transact("account.create", self._rows.insert, new)
+
+    async def take_back(self, journal_id: int, draft: Draft, last: PlcOperation) -> Settled:
+        """Tombstone a DID that was made in this act, and forget the row (ACC-11)."""
+        tombstone = sign_operation(make_tombstone(last), self._rotation_signer)
+        try:
+            await self._submit(draft.did, tombstone)
+        except RemoteError:
+            _log.warning("account.tombstone_failed", extra={"did": draft.did}, exc_info=True)
+            await self._mark_undo(journal_id, draft)
+            return Settled.WAITING
+        await self._engine.transact("account.forget", delete_journal, journal_id)
+        return Settled.UNDONE
+
+    def release(self, journal_id: int) -> None:
+        """Say that nobody here works on the row any more."""
+        self._under_way.discard(journal_id)
+
+    # What is left over
+
+    async def recover(self, *, now: bool = False) -> dict[Settled, int]:
+        """Settle the rows that nobody works on, and return how many went which way.
+
+        With `now` also the young ones that another node might be at work on: at start, on a host
+        of one node. A row that cannot be settled stops no other.
+        """
+        outcome = dict.fromkeys(Settled, 0)
+        for row in await self._engine.read("account.journal", list_journal, JOURNAL_KIND):
+            settled = Settled.WAITING
+            if row.journal_id not in self._under_way and (now or self._is_due(row)):
+                settled = await self.settle(row)
+            outcome[settled] += 1
+        return outcome
+
+    async def settle(self, row: JournalRow) -> Settled:
+        """Complete or undo one row; see the table above."""
+        self._under_way.add(row.journal_id)
+        try:
+            settled = await self._settle(row)
+        except Exception:
+            # Logged and put off, whatever it was: a row must never stop the others or the start.
+            _log.exception("account.settle_failed", extra={"journal_id": row.journal_id})
+            await self._put_off(row)
+            return Settled.WAITING
+        finally:
+            self._under_way.discard(row.journal_id)
+        _log.info("account.settled", extra={"journal_id": row.journal_id, "outcome": settled})
+        return settled
+
+    async def _settle(self, row: JournalRow) -> Settled:
+        draft = decode_draft(row.state)
+        try:
+            async with asyncio.timeout(self._settings.plc_timeout_s):
+                last = await self._plc.get_last_op(draft.did)
+        except NotResolvable:
+            last = None
+        except (RemoteError, TimeoutError):
+            await self._put_off(row)
+            return Settled.WAITING
+        if last is None or last.is_tombstone:
+            await self._engine.transact("account.forget", delete_journal, row.journal_id)
+            return Settled.UNDONE
+        if draft.phase is DraftPhase.OPEN:
+            try:
+                await self.complete(row.journal_id, draft, None)
+            except RequestError as error:
+                _log.info("account.not_completed", extra={"did": draft.did, "error": error.name})
+            else:
+                return Settled.COMPLETED
+        return await self.take_back(row.journal_id, draft, last)
+
+    def _is_due(self, row: JournalRow) -> bool:
+        if row.journal_id in self._under_way:
+            return False
+        doubled_s = self._settings.grace_s * (1 << min(row.attempts, 16))
+        wait_us = min(doubled_s, self._settings.max_wait_s) * US_PER_S
+        return self._clock.now_us() - row.updated_at >= wait_us
+
+    async def _put_off(self, row: JournalRow) -> None:
+        await self._engine.transact(
+            "account.put_off",
+            _update,
+            row.journal_id,
+            row.state,
+            row.attempts + 1,
+            self._clock.now_us(),
+        )
+
+    async def _mark_undo(self, journal_id: int, draft: Draft) -> None:
+        state = encode_draft(draft.marked(DraftPhase.UNDO))
+        await self._engine.transact(
+            "account.mark_undo", _update, journal_id, state, 0, self._clock.now_us()
+        )
+
+    async def _submit(self, did: Did, operation: PlcOperation) -> None:
+        try:
+            async with asyncio.timeout(self._settings.plc_timeout_s):
+                await self._plc.submit(did, operation)
+        except TimeoutError as error:
+            raise Unreachable("the PLC directory did not answer in time") from error
+
+
+def claim_of(draft: Draft) -> Claim:
+    """What the account of this draft claims."""
+    return Claim(draft.did, draft.handle, draft.email, draft.invite_code)
+
+
+def _reserve(txn: Txn, draft: Draft, now_us: int) -> int:
+    check_claim(txn, claim_of(draft))
+    return insert_journal(
+        txn, kind=JOURNAL_KIND, subject=draft.handle, state=encode_draft(draft), now_us=now_us
+    )
+
+
+def _update(txn: Txn, journal_id: int, state: bytes, attempts: int, now_us: int) -> None:
+    update_journal(txn, journal_id, state=state, attempts=attempts, now_us=now_us)

@@ -1,0 +1,175 @@
+"""com.atproto.server.*: describing the server, accounts, sessions, service tokens, invite codes."""
+
+from typing import Any, Final, cast
+
+from pds.errors import RequestError
+from pds.protocol.data import Json
+from pds.protocol.syntax import format_datetime
+from pds.services.accounts import AccountRequest
+from pds.services.principal import Principal
+from pds.services.sessions import SessionView
+from pds.xrpc.server import Auth, Call, MethodTable
+
+routes: Final = MethodTable()
+
+
+@routes.method("com.atproto.server.describeServer", auth=Auth.NONE)
+async def describe_server(call: Call) -> Json:
+    """Say which domains, limits and conditions this server has."""
+    return call.services.server_info.describe()
+
+
+@routes.method("com.atproto.server.createAccount", auth=Auth.SERVICE_OPTIONAL)
+async def create_account(call: Call) -> Json:
+    """Open an account, or the place for one that moves in (ACC-10, ACC-13, ACC-20)."""
+    body = _body(call)
+    view = await call.services.accounts.create(
+        AccountRequest(
+            handle=body["handle"],
+            email=body.get("email"),
+            password=body.get("password"),
+            did=body.get("did"),
+            invite_code=body.get("inviteCode"),
+            recovery_key=body.get("recoveryKey"),
+            has_plc_op=body.get("plcOp") is not None,
+        ),
+        call.principal,
+    )
+    answer: dict[str, Json] = {"did": view.did, "handle": view.handle, **_tokens(view)}
+    if view.did_doc is not None:
+        answer["didDoc"] = view.did_doc
+    return answer
+
+
+@routes.method("com.atproto.server.createSession", auth=Auth.NONE)
+async def create_session(call: Call) -> Json:
+    """Sign in (XRPC-27)."""
+    body = _body(call)
+    view = await call.services.sessions.login(
+        body["identifier"],
+        body["password"],
+        allow_takendown=body.get("allowTakendown", False),
+        address=call.request.remote or "",
+    )
+    return {**_session(view), **_tokens(view)}
+
+
+@routes.method("com.atproto.server.refreshSession", auth=Auth.REFRESH)
+async def refresh_session(call: Call) -> Json:
+    """Exchange a refresh token for the next pair (XRPC-25)."""
+    view = await call.services.sessions.refresh(call.token or "")
+    return {**_session(view), **_tokens(view)}
+
+
+@routes.method("com.atproto.server.getSession", auth=Auth.SESSION)
+async def get_session(call: Call) -> Json:
+    """Show the account of the caller."""
+    return _session(await call.services.sessions.describe(_principal(call)))
+
+
+@routes.method("com.atproto.server.deleteSession", auth=Auth.REFRESH)
+async def delete_session(call: Call) -> None:
+    """Sign out: end the whole session of a refresh token, expired or not (XRPC-25)."""
+    await call.services.sessions.logout(call.token or "")
+
+
+@routes.method("com.atproto.server.getServiceAuth", auth=Auth.SESSION_TAKENDOWN_OK)
+async def get_service_auth(call: Call) -> Json:
+    """Mint a token by which the caller's account may speak to another service (XRPC-45)."""
+    params: dict[str, Any] = call.params
+    token = await call.services.service_tokens.mint_for_client(
+        _principal(call), aud=params["aud"], lxm=params.get("lxm"), exp=params.get("exp")
+    )
+    return {"token": token}
+
+
+@routes.method("com.atproto.server.createAppPassword", auth=Auth.FULL)
+async def create_app_password(call: Call) -> Json:
+    """Make an app password and show it once (ACC-33)."""
+    body = _body(call)
+    new = await call.services.app_passwords.create(
+        _principal(call).aid or 0, body["name"], privileged=body.get("privileged", False)
+    )
+    return {
+        "name": new.name,
+        "password": new.password,
+        "createdAt": format_datetime(new.created_at),
+        "privileged": new.privileged,
+    }
+
+
+@routes.method("com.atproto.server.listAppPasswords", auth=Auth.SESSION)
+async def list_app_passwords(call: Call) -> Json:
+    """List the app passwords of the caller, without their secrets (ACC-33)."""
+    listed = await call.services.app_passwords.list(_principal(call).aid or 0)
+    return {
+        "passwords": [
+            {
+                "name": entry.name,
+                "createdAt": format_datetime(entry.created_at),
+                "privileged": entry.privileged,
+            }
+            for entry in listed
+        ]
+    }
+
+
+@routes.method("com.atproto.server.revokeAppPassword", auth=Auth.SESSION)
+async def revoke_app_password(call: Call) -> None:
+    """Revoke an app password and end its sessions (XRPC-26)."""
+    await call.services.app_passwords.revoke(_principal(call).aid or 0, _body(call)["name"])
+
+
+@routes.method("com.atproto.server.createInviteCode", auth=Auth.ADMIN)
+async def create_invite_code(call: Call) -> Json:
+    """Make one invite code (ACC-26)."""
+    body = _body(call)
+    holder = body.get("forAccount")
+    made = await call.services.invites.create(
+        code_count=1, use_count=body["useCount"], for_accounts=[holder] if holder else []
+    )
+    return {"code": made[0].codes[0]}
+
+
+@routes.method("com.atproto.server.createInviteCodes", auth=Auth.ADMIN)
+async def create_invite_codes(call: Call) -> Json:
+    """Make invite codes for several holders (ACC-26)."""
+    body = _body(call)
+    made = await call.services.invites.create(
+        code_count=body.get("codeCount", 1),
+        use_count=body["useCount"],
+        for_accounts=body.get("forAccounts", []),
+    )
+    return {"codes": [{"account": entry.account, "codes": list(entry.codes)} for entry in made]}
+
+
+def _body(call: Call) -> dict[str, Any]:
+    """The input, which the lexicon has found to be an object."""
+    return cast("dict[str, Any]", call.input)
+
+
+def _principal(call: Call) -> Principal:
+    if call.principal is None:
+        raise RequestError("AuthMissing", "Authentication Required", 401)
+    return call.principal
+
+
+def _session(view: SessionView) -> dict[str, Json]:
+    """The account as createSession, refreshSession and getSession show it."""
+    answer: dict[str, Json] = {"did": view.did, "handle": view.handle}
+    if view.email is not None:
+        answer["email"] = view.email
+        answer["emailConfirmed"] = view.email_confirmed
+        answer["emailAuthFactor"] = False
+    answer["active"] = view.is_active
+    if not view.is_active:
+        answer["status"] = view.status
+    if view.did_doc is not None:
+        answer["didDoc"] = view.did_doc
+    return answer
+
+
+def _tokens(view: SessionView) -> dict[str, Json]:
+    if view.tokens is None:
+        return {}
+    return {"accessJwt": view.tokens.access, "refreshJwt": view.tokens.refresh}
