@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from pds.errors import ConfigError
+from pds.log import LogSettings
 from pds.services.limits import RequestLimits
 from pds.services.settings import (
     FederationSettings,
@@ -124,14 +125,6 @@ REFUSED: Final[Mapping[str, str]] = types.MappingProxyType(
 _HOSTNAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _HANDLE_DOMAIN: Final = re.compile(r"(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+")
 _HEX_KEY: Final = re.compile(r"[0-9a-fA-F]{64}")
-_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "fatal")
-
-
-def _parse_level(text: str) -> str:
-    level = {"warn": "warning"}.get(text.lower(), text.lower())
-    if level not in _LEVELS:
-        raise ValueError(f"must be one of {', '.join(_LEVELS)}")
-    return level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,16 +160,6 @@ class SecretSettings:
         "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX",
         "Key with which this server changes did:plc identities, 64 hex digits.",
         secret=True,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """What is written to standard error."""
-
-    enabled: bool = setting("LOG_ENABLED", "Write a log.", default=True)
-    level: str = setting(
-        "LOG_LEVEL", "`debug`, `info`, `warning` or `error`.", default="info", parse=_parse_level
     )
 
 

@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
@@ -52,6 +52,21 @@ _OWN_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 
+def parse_level_name(text: str) -> str:
+    """Return a level name in lower case. Raises: ValueError with the names that exist."""
+    parse_level(text)
+    return text.strip().lower()
+
+
+def parse_form(text: str) -> Literal["json", "text"]:
+    """Return the form of log lines. Raises: ValueError."""
+    match text:
+        case "json" | "text":
+            return text
+        case _:
+            raise ValueError("must be json or text")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """What to log and how. `level` is a name such as `info`, `warn` or `debug`.
@@ -59,9 +74,25 @@ class LogSettings:
     With `enabled` false only CRITICAL lines are written.
     """
 
-    enabled: bool = True
-    level: str = "info"
-    form: Literal["json", "text"] = "json"
+    enabled: bool = field(
+        default=True, metadata={"env": "LOG_ENABLED", "help": "Write a log to standard error."}
+    )
+    level: str = field(
+        default="info",
+        metadata={
+            "env": "LOG_LEVEL",
+            "help": "Least important lines to write: `debug`, `info`, `warning` or `error`.",
+            "parse": parse_level_name,
+        },
+    )
+    form: Literal["json", "text"] = field(
+        default="json",
+        metadata={
+            "env": "PDS_LOG_FORM",
+            "help": "Form of the lines: `json`, or `text` for people.",
+            "parse": parse_form,
+        },
+    )
 
 
 def parse_level(name: str) -> int:
