@@ -98,7 +98,7 @@ async def create_app_password(call: Call) -> Json:
     }
 
 
-@routes.method("com.atproto.server.listAppPasswords", auth=Auth.SESSION)
+@routes.method("com.atproto.server.listAppPasswords", auth=Auth.FULL)
 async def list_app_passwords(call: Call) -> Json:
     """List the app passwords of the caller, without their secrets (ACC-33)."""
     listed = await call.services.app_passwords.list(_principal(call).aid or 0)
@@ -114,7 +114,7 @@ async def list_app_passwords(call: Call) -> Json:
     }
 
 
-@routes.method("com.atproto.server.revokeAppPassword", auth=Auth.SESSION)
+@routes.method("com.atproto.server.revokeAppPassword", auth=Auth.FULL)
 async def revoke_app_password(call: Call) -> None:
     """Revoke an app password and end its sessions (XRPC-26)."""
     await call.services.app_passwords.revoke(_principal(call).aid or 0, _body(call)["name"])
