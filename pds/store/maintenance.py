@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from pds.errors import StoreError
 from pds.store.engine import MAX_READ_S
 
 _log: Final = logging.getLogger(__name__)
@@ -107,7 +106,7 @@ class Maintenance:
                 self._end_old_reads(self._settings.max_read_s)
                 self._keep_log_short(self.connection)
                 self._trouble = None
-            except StoreError as error:
+            except Exception as error:  # shown in the health report; the next round tries again
                 self._trouble = f"maintenance fails: {error}"
                 _log.warning("store.maintenance_failed", extra={"reason": str(error)})
             self._look()

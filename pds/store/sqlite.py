@@ -207,7 +207,7 @@ class SqliteConnection(ReadConnection):
     def pragma(self, name: str, value: int | None = None) -> int:
         """Return a number that a PRAGMA answers, or set it."""
         rows = self.execute(f"PRAGMA {name}" if value is None else f"PRAGMA {name} = {value}")
-        return int(rows[0][0]) if rows else 0
+        return int(rows[0][0]) if rows and rows[0] else 0
 
     def set_busy_timeout(self, milliseconds: int) -> None:
         """Set how long a lock is waited for."""
