@@ -83,7 +83,7 @@ async def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_space(
     assert await engine.read("all", facts_and_events) == ({"before", "after"},) * 2
 
 
-@pytest.mark.parametrize("fail_after", range(0, 36, 3))
+@pytest.mark.parametrize("fail_after", range(0, 30, 2))
 async def test_an_io_error_at_any_write_loses_nothing_acknowledged(
     engine: SqliteEngine, disk: FaultyDisk, fail_after: int
 ) -> None:
