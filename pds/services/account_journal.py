@@ -55,7 +55,7 @@ US_PER_S: Final = 1_000_000
 _log: Final = logging.getLogger(__name__)
 
 
-class PlcDirectory(Protocol):
+class PlcPublisher(Protocol):
     """What creation needs of the directory (`pds.identity.did_plc.PlcClient`)."""
 
     async def submit(self, did: Did, operation: PlcOperation) -> None:
@@ -94,7 +94,7 @@ class AccountJournal:
         clock: Clock,
         keystore: Keystore,
         rows: AccountRows,
-        plc: PlcDirectory,
+        plc: PlcPublisher,
         rotation_signer: Signer,
         settings: JournalSettings | None = None,
     ) -> None:

@@ -105,7 +105,8 @@ class HandlePolicy:
             raise RequestError("InvalidHandle", "Handle too short")
         if len(label) > self._settings.max_label_chars:
             raise RequestError("InvalidHandle", "Handle too long")
-        if label in self._settings.reserved_labels and not allow_reserved:
+        is_reserved = label in self._settings.reserved_labels
+        if f".{handle}" in self.service_domains or (is_reserved and not allow_reserved):
             raise RequestError("HandleNotAvailable", "Reserved handle")
 
     def _domain(self, handle: Handle) -> str | None:

@@ -94,7 +94,7 @@ class SessionTokens:
         """
         claims = self._verify(token, ACCESS_TYPE, now_s=now_s)
         scope = claims.get("scope")
-        if scope not in ACCESS_TOKEN_SCOPES:
+        if not isinstance(scope, str) or scope not in ACCESS_TOKEN_SCOPES:
             raise _invalid("Bad token scope")
         return AccessClaims(_text(claims, "sub"), Scope(scope), _text(claims, "sid"))
 
