@@ -38,6 +38,7 @@ class FaultyDisk:
         self._error = errno.EIO
         self._lost_log: tuple[int, int] | None = None
         self._lose_syncs = False
+        self._keep_writes = False
         self.writes = 0
         self.failed = 0
 
@@ -51,9 +52,11 @@ class FaultyDisk:
         """Have no space left."""
         self.fail(count=1 << 60, error=errno.ENOSPC)
 
-    def lose_syncs(self) -> None:
-        """At the next write to a log, let it and its sync go to a broken disk."""
+    def lose_syncs(self, *, keep_writes: bool = False) -> None:
+        """From the next write to a log on, fail the sync; `keep_writes` if what was written
+        reaches the disk all the same."""
         self._lose_syncs = True
+        self._keep_writes = keep_writes
 
     def heal(self) -> None:
         """Work again."""
@@ -95,4 +98,6 @@ class FaultyDisk:
             self._lost_log = (fd, os.dup(fd))
             os.dup2(null, fd)
             os.close(null)
+        if self._keep_writes and self._lost_log is not None and fd == self._lost_log[0]:
+            fd = self._lost_log[1]
         return int(self._real(fd, buffer, size, offset))

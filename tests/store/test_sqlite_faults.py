@@ -1,6 +1,7 @@
 """The SQLite engine on a full, failing or suddenly gone disk: promises A1, A2 and A6."""
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pds.errors import Corrupt, StoreError, Unavailable
 from pds.store.base import QueueLimits
 from pds.store.engine import HealthStatus, Txn
 from pds.store.replay import WriteLog, compare
-from pds.store.sqlite import SqliteEngine
+from pds.store.sqlite import SqliteEngine, SqliteWriteConnection, migrate_connection
 from tests.fakes.clock import FakeClock
 from tests.fakes.disk import FaultyDisk
 from tests.suites.engine_suite import PUT, count, get, put_with_event, wait_until_writable
@@ -127,6 +128,41 @@ async def test_a_failed_sync_stops_writes_until_the_database_is_checked(
     await engine.transact("put", put_with_event, "after")
     assert len(told) == 1
     assert await engine.read("all", facts_and_events) == ({"before", "after"},) * 2
+
+
+async def test_a_group_whose_sync_failed_cannot_come_back_after_a_crash(
+    engine: SqliteEngine, disk: FaultyDisk, backend: SqliteBackend, tmp_path: Path
+) -> None:
+    """The frames reached the log, only the sync failed: the next commit must overwrite them."""
+    await engine.transact("put", put_with_event, "before")
+    disk.lose_syncs(keep_writes=True)
+    with pytest.raises(Unavailable, match="commit failed"):
+        await engine.transact("put", put_with_event, "phantom")
+    disk.heal()
+    await wait_until_writable(engine)
+    crashed = SqliteBackend(tmp_path / "crashed")
+    crashed.path.parent.mkdir(parents=True)
+    for suffix in ("", "-wal"):  # what a machine finds after it lost power now
+        shutil.copy(f"{backend.path}{suffix}", f"{crashed.path}{suffix}")
+    dump = crashed.dump()
+    assert [row[0] for row in dump["fact"]] == ["before"]
+    assert len(dump["event"]) == 1
+
+
+def test_a_database_that_went_on_without_us_is_not_reopened(backend: SqliteBackend) -> None:
+    backend.path.parent.mkdir()
+    ours, other = (
+        SqliteWriteConnection(backend.path, cache_bytes=1 << 20, on_log=lambda _pages: None)
+        for _ in range(2)
+    )
+    migrate_connection(ours, now_us=0)
+    ours.load_seq()
+    assert len(ours.reopen()) == 1
+    other.execute("UPDATE seq SET last_seq = last_seq + 1 WHERE id = 1")
+    with pytest.raises(Unavailable, match="restart"):
+        ours.reopen()
+    ours.close()
+    other.close()
 
 
 async def test_jobs_that_do_not_fit_fail_alone_and_the_others_of_the_group_succeed(

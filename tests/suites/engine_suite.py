@@ -325,8 +325,11 @@ class EngineSuite:
         assert await engine.read("count", count) == 200
 
     async def test_a_failing_job_takes_nothing_with_it(self, engine: ThreadedEngine) -> None:
+        called: list[str] = []
+
         def fail(txn: Txn) -> None:
             put_with_event(txn, "lost")
+            txn.on_commit(lambda: called.append("lost"))
             raise Refused
 
         gate = Gate()
@@ -347,6 +350,7 @@ class EngineSuite:
         assert [frame.split()[0] for _, frame in rows] == [b"a", b"b"]
         assert rows[1][0] == rows[0][0] + 1  # the failed job took no number
         assert await engine.read("get", get, "lost") is None
+        assert called == []
 
     async def test_a_frame_that_cannot_be_built_fails_its_own_job_only(
         self, engine: ThreadedEngine
@@ -452,24 +456,20 @@ class EngineSuite:
         assert engine.health().groups - before == 5  # the gate, the users together, three alone
 
     async def test_user_jobs_do_not_starve_bulk_jobs(self, engine: ThreadedEngine) -> None:
-        done = asyncio.Event()
-        bulk_done = False
+        order: list[str] = []
 
-        async def keep_writing(number: int) -> None:
-            step = 0
-            while not done.is_set() and step < 500:
-                step += 1
-                await engine.transact("put", put, f"{number}/{step}")
+        def note(name: str) -> Callable[[Txn], None]:
+            return lambda txn: txn.on_commit(lambda: order.append(name))
 
-        async def bulk() -> None:
-            nonlocal bulk_done
-            for step in range(5):
-                await engine.transact("bulk", put, f"bulk/{step}", bulk=True)
-            bulk_done = True
-            done.set()
-
-        await asyncio.gather(bulk(), *(keep_writing(n) for n in range(4)))
-        assert bulk_done
+        gate = Gate()
+        held = await gate.hold(engine)
+        bulk = await queue_jobs(engine, note("bulk0"), note("bulk1"), bulk=True)
+        user = await queue_jobs(engine, *(note("user") for _ in range(3 * 64)))
+        gate.opened.set()
+        await settle(held, *bulk, *user)
+        first, second = order.index("bulk0"), order.index("bulk1")
+        assert 1 <= first <= 64  # after one group of users, not after all of them
+        assert first + 1 < second <= first + 1 + 64
 
     async def test_a_full_queue_refuses_at_once(self, backend: Backend, clock: FakeClock) -> None:
         engine = backend.engine(clock, limits=QueueLimits(jobs=3, bulk_jobs=1, reads=1))
