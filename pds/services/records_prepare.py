@@ -1,0 +1,180 @@
+"""From what a client wrote to what a repo stores: one record at a time, before any transaction.
+
+Whatever `validate` says, a stored record is a map in the data model, names its collection in
+`$type`, has a legal record key and no blob in the old form, and fits into a block (LEX-60). The
+schema is checked as `validate` asks (LEX-61, LEX-62, LEX-63). A batch is prepared whole before
+anything of it is written (LEX-66).
+
+Pure but for the schema catalog: time comes in as record keys from the caller's `TidClock`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pds.errors import ProtocolError, RequestError
+from pds.protocol import cbor
+from pds.protocol.cid import Cid
+from pds.protocol.data import (
+    MAX_RECORD_BYTES,
+    BlobRef,
+    Data,
+    InvalidData,
+    Json,
+    find_blob_refs,
+    find_legacy_blobs,
+    record_from_json,
+)
+from pds.protocol.lexicon.catalog import Catalog
+from pds.protocol.repo import UNSET, Action, Unset, Write
+from pds.protocol.syntax import InvalidSyntax, Nsid, RecordKey, Tid, parse_nsid, parse_record_key
+
+ValidationStatus = Literal["valid", "unknown"]
+
+SCHEMA_COLLECTION: Final = "com.atproto.lexicon.schema"
+
+_SUBJECT_URI: Final = frozenset({"app.bsky.feed.like", "app.bsky.feed.repost"})
+_SUBJECT_DID: Final = frozenset({"app.bsky.graph.follow", "app.bsky.graph.block"})
+BACKLINK_COLLECTIONS: Final = _SUBJECT_URI | _SUBJECT_DID
+"""Collections with at most one record per subject (XRPC-95)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordWrite:
+    """A write as a client asks for it; `rkey` may be left out for a create."""
+
+    action: Action
+    collection: str
+    rkey: str | None = None
+    value: Json = None
+    swap: Cid | Unset | None = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedWrite:
+    """A write that is ready for the tree, with what the store notes about it.
+
+    `subject` is what a like, repost, follow or block points at. With `replaces_duplicates` older
+    records with that subject are deleted in the same commit.
+    """
+
+    write: Write
+    collection: Nsid
+    rkey: RecordKey
+    blob_refs: tuple[BlobRef, ...] = ()
+    subject: str | None = None
+    replaces_duplicates: bool = False
+    validation_status: ValidationStatus | None = None
+
+    @property
+    def path(self) -> str:
+        """The record's path in the repo."""
+        return self.write.path
+
+
+def prepare_writes(
+    writes: Sequence[RecordWrite],
+    *,
+    catalog: Catalog,
+    validate: bool | None,
+    next_rkey: Callable[[], Tid],
+    replace_duplicates: bool = False,
+) -> list[PreparedWrite]:
+    """Check and encode every record of a batch.
+
+    Raises: RequestError `InvalidRequest`, for the first write that cannot be taken.
+    Spec: lexicon#record-validation (LEX-60..LEX-67)
+    """
+    return [
+        _prepare(write, catalog, validate, next_rkey, replace_duplicates=replace_duplicates)
+        for write in writes
+    ]
+
+
+def _prepare(
+    asked: RecordWrite,
+    catalog: Catalog,
+    validate: bool | None,
+    next_rkey: Callable[[], Tid],
+    *,
+    replace_duplicates: bool,
+) -> PreparedWrite:
+    try:
+        collection = parse_nsid(asked.collection)
+        rkey = RecordKey(next_rkey()) if asked.rkey is None else parse_record_key(asked.rkey)
+    except InvalidSyntax as error:
+        raise _refuse(str(error)) from error
+    path = f"{collection}/{rkey}"
+    if asked.action == "delete":
+        return PreparedWrite(Write("delete", path, swap=asked.swap), collection, rkey)
+    record, block = _encode(collection, asked.value)
+    status = None if validate is False else _validate(catalog, collection, rkey, record, validate)
+    subject = _subject_of(collection, record) if collection in BACKLINK_COLLECTIONS else None
+    return PreparedWrite(
+        Write(asked.action, path, Cid.of_data(block), block, asked.swap),
+        collection,
+        rkey,
+        blob_refs=tuple(find_blob_refs(record)) if b"dblob" in block else (),
+        subject=subject,
+        replaces_duplicates=replace_duplicates and subject is not None and validate is not False,
+        validation_status=status,
+    )
+
+
+def _encode(collection: Nsid, value: Json) -> tuple[dict[str, Data], bytes]:
+    """Check the data model and return the record with its block."""
+    try:
+        record = record_from_json(value)
+        named = record.setdefault("$type", collection)
+        if named != collection:
+            raise _refuse(f"Invalid $type: expected {collection}, got {named!r}")
+        block = cbor.encode(record)
+    except (InvalidData, cbor.CborError) as error:
+        raise _refuse(f"Invalid {collection} record: {error}") from error
+    if len(block) > MAX_RECORD_BYTES:
+        raise _refuse(f"Record is too large: {len(block)} bytes, at most {MAX_RECORD_BYTES}")
+    if b"hmimeType" in block and b"ccid" in block and find_legacy_blobs(record):
+        raise _refuse("Legacy blobs are not allowed")
+    return record, block
+
+
+def _validate(
+    catalog: Catalog,
+    collection: Nsid,
+    rkey: RecordKey,
+    record: dict[str, Data],
+    validate: bool | None,
+) -> ValidationStatus:
+    try:
+        status = catalog.validate_record(collection, rkey, record)
+        if collection == SCHEMA_COLLECTION:
+            _check_schema_record(rkey, record)
+    except ProtocolError as error:
+        raise _refuse(f"Invalid {collection} record: {error}") from error
+    if validate and status == "unknown":
+        raise _refuse(f"Unknown lexicon type: {collection}")
+    return status
+
+
+def _check_schema_record(rkey: RecordKey, record: dict[str, Data]) -> None:
+    """Hold a published schema against the rules for schemas (LEX-67).
+
+    Raises: ProtocolError.
+    """
+    if record.get("id") != rkey:
+        raise ProtocolError("the record key of a schema is its id")
+    document: dict[str, Any] = {key: value for key, value in record.items() if key != "$type"}
+    refused = Catalog.from_documents([document]).refused
+    for reason in refused.values():
+        raise ProtocolError(str(reason))
+
+
+def _subject_of(collection: Nsid, record: dict[str, Data]) -> str | None:
+    subject = record.get("subject")
+    if collection in _SUBJECT_URI and isinstance(subject, dict):
+        subject = subject.get("uri")
+    return subject if isinstance(subject, str) else None
+
+
+def _refuse(message: str) -> RequestError:
+    return RequestError("InvalidRequest", message)

@@ -1,0 +1,223 @@
+"""A pipe from a reader thread to a client, which never makes the reader wait.
+
+An export reads the database in one snapshot, and a snapshot must not live as long as a slow client
+(it keeps the write-ahead log from being reused). So the reader writes at full speed into a `Spool`:
+up to `memory_bytes` wait in memory, what goes beyond is put into a file that has no name any more,
+within a budget that all exports share. The client is sent from there, while the reader goes on and
+after it has ended.
+
+A client that keeps up costs no file; one that stalls costs disk for a limited time.
+"""
+
+import asyncio
+import tempfile
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from pds.errors import RequestError
+
+CHUNK_BYTES: Final = 256 * 1024
+"""What is handed to the client at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSettings:
+    """How much exports may hold while clients are slow."""
+
+    memory_bytes: int = 4_000_000
+    file_budget_bytes: int = field(
+        default=4_000_000_000,
+        metadata={
+            "env": "PDS_EXPORT_SPOOL_BYTES",
+            "help": "Disk that all exports together may use while clients are slow.",
+        },
+    )
+    send_limit_s: float = field(
+        default=3600.0,
+        metadata={
+            "env": "PDS_EXPORT_TIME_LIMIT",
+            "help": "Seconds after which a client that still reads an export is cut off.",
+        },
+    )
+    folder: Path | None = field(
+        default=None,
+        metadata={
+            "env": "PDS_EXPORT_SPOOL_FOLDER",
+            "help": "Where exports to slow clients wait; the system's temporary folder by default.",
+        },
+    )
+
+
+DEFAULT_SPOOL: Final = SpoolSettings()
+
+
+class SpoolFull(RequestError):
+    """The disk budget of all exports is used up."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "NotEnoughResources",
+            "Too many exports are under way",
+            503,
+            headers={"Retry-After": "30"},
+        )
+
+
+class ReaderGone(Exception):
+    """The client went away; the reader may stop."""
+
+
+class SpoolBudget:
+    """Counts the file bytes of all spools. Used from many threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """File bytes in use now."""
+        return self._used
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes more. Raises: SpoolFull."""
+        with self._lock:
+            if self._used + size > self._limit:
+                raise SpoolFull
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        """Count `size` bytes less."""
+        with self._lock:
+            self._used -= size
+
+
+class Spool:
+    """One export: `write` and `finish` on a thread, `chunks` on the event loop."""
+
+    def __init__(self, settings: SpoolSettings, budget: SpoolBudget) -> None:
+        self._settings = settings
+        self._budget = budget
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._file: IO[bytes] | None = None
+        self._file_written = 0
+        self._file_read = 0
+        self._done = False
+        self._error: BaseException | None = None
+        self._closed = False
+
+    @property
+    def file_bytes(self) -> int:
+        """How much went through a file."""
+        return self._file_written
+
+    def write(self, content: bytes) -> None:
+        """Take content from the reader thread; never waits.
+
+        Raises: ReaderGone when the client has left; SpoolFull; OSError when the disk is full.
+        """
+        with self._lock:
+            if self._closed:
+                raise ReaderGone
+            if self._file is None and self._waiting_bytes < self._settings.memory_bytes:
+                self._waiting.append(content)
+                self._waiting_bytes += len(content)
+            else:
+                self._write_file(content)
+        self._wake()
+
+    def _write_file(self, content: bytes) -> None:
+        self._budget.take(len(content))
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed with the spool
+                dir=self._settings.folder, buffering=0
+            )
+        self._file.seek(self._file_written)
+        self._file_written += len(content)
+        view = memoryview(content)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that nothing more comes, or why not."""
+        with self._lock:
+            self._done = True
+            self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def wait_for_first(self) -> None:
+        """Wait until there is content or the reader has failed.
+
+        Raises: what the reader failed with. Nothing was sent yet, so a plain refusal can be.
+        """
+        while not self._waiting and not self._done:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._error is not None and not self._waiting:
+            raise self._error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the content as it comes, within the time limit.
+
+        Raises: what the reader failed with; TimeoutError.
+        """
+        async with asyncio.timeout(self._settings.send_limit_s):
+            while True:
+                self._changed.clear()
+                chunk = self._take_memory()
+                if not chunk and self._file is not None:
+                    chunk = await asyncio.to_thread(self._take_file)
+                if chunk:
+                    yield chunk
+                elif self._done and self._is_drained():
+                    break
+                else:
+                    await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _is_drained(self) -> bool:
+        with self._lock:
+            return not self._waiting and self._file_read == self._file_written
+
+    def _take_memory(self) -> bytes:
+        with self._lock:
+            parts: list[bytes] = []
+            size = 0
+            while self._waiting and size < CHUNK_BYTES:
+                parts.append(self._waiting.popleft())
+                size += len(parts[-1])
+            self._waiting_bytes -= size
+        return b"".join(parts)
+
+    def _take_file(self) -> bytes:
+        with self._lock:
+            if self._file is None or self._file_read == self._file_written:
+                return b""
+            self._file.seek(self._file_read)
+            chunk = self._file.read(CHUNK_BYTES)
+            self._file_read += len(chunk)
+            return chunk
+
+    def close(self) -> None:
+        """Let go of everything; the reader stops at its next write."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+                self._budget.give_back(self._file_written)

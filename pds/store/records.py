@@ -1,0 +1,163 @@
+"""Record rows: the content of repos by path, and who likes or follows what.
+
+Owns the tables `record` and `backlink`. A record is keyed by its path ("collection/rkey") in byte
+order, which is also the order of the tree, so an ordered scan meets records as a walk of the tree
+does. `rev` is the rev of the commit that wrote the record last.
+
+`backlink` remembers the subject of likes, reposts, follows and blocks, so that a second one for the
+same subject can replace the first (XRPC-95).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pds.protocol.cid import Cid
+from pds.protocol.syntax import Tid
+from pds.store.engine import Txn
+
+_AFTER_SLASH: Final = "0"
+"""The character after "/": `collection + "0"` sorts right behind all paths of a collection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored record."""
+
+    path: str
+    cid: Cid
+    block: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Backlink:
+    """A record that stands for a relation of the account to `subject`, one per subject."""
+
+    collection: str
+    subject: str
+    path: str
+
+
+def get_record(txn: Txn, repo_id: int, path: str) -> Record | None:
+    """Return the record under `path`."""
+    row = txn.read_one(
+        "SELECT cid, bytes FROM record WHERE repo_id = ? AND path = ?", (repo_id, path)
+    )
+    return None if row is None else Record(path, Cid(row[0]), row[1])
+
+
+def find_record_block(txn: Txn, repo_id: int, cid: Cid) -> bytes | None:
+    """Return the bytes of any record with this CID."""
+    row = txn.read_one(
+        "SELECT bytes FROM record WHERE repo_id = ? AND cid = ? LIMIT 1", (repo_id, bytes(cid))
+    )
+    return None if row is None else row[0]
+
+
+def list_records(
+    txn: Txn, repo_id: int, collection: str, *, cursor: str | None, limit: int, reverse: bool
+) -> list[Record]:
+    """Return records of a collection, greatest rkey first, or with `reverse` smallest first.
+
+    `cursor` is the rkey behind which to begin.
+    """
+    low, high = f"{collection}/", collection + _AFTER_SLASH
+    if cursor is not None and reverse:
+        low = f"{collection}/{cursor}"
+    elif cursor is not None:
+        high = f"{collection}/{cursor}"
+    order = "ASC" if reverse else "DESC"
+    rows = txn.read(
+        "SELECT path, cid, bytes FROM record WHERE repo_id = ? AND path > ? AND path < ?"
+        f" ORDER BY path {order} LIMIT ?",
+        (repo_id, low, high, limit),
+    )
+    return [Record(path, Cid(cid), block) for path, cid, block in rows]
+
+
+def list_collections(txn: Txn, repo_id: int) -> list[str]:
+    """Return the collections in which there is a record: one index step for each."""
+    collections: list[str] = []
+    after = ""
+    while True:
+        row = txn.read_one(
+            "SELECT path FROM record WHERE repo_id = ? AND path > ? ORDER BY path LIMIT 1",
+            (repo_id, after),
+        )
+        if row is None:
+            return collections
+        collection = str(row[0]).split("/", 1)[0]
+        collections.append(collection)
+        after = collection + _AFTER_SLASH
+
+
+def page_records(
+    txn: Txn, repo_id: int, *, after: str, last: str
+) -> list[tuple[str, bytes, bytes]]:
+    """Return `(path, cid, block)` of the records behind `after` up to `last`, in path order."""
+    return txn.read(
+        "SELECT path, cid, bytes FROM record WHERE repo_id = ? AND path > ? AND path <= ?"
+        " ORDER BY path",
+        (repo_id, after, last),
+    )
+
+
+def measure_records(txn: Txn, repo_id: int, *, after: str, limit: int) -> list[tuple[str, int]]:
+    """Return `(path, size in bytes)` of the records behind the path `after`, in path order."""
+    return txn.read(
+        "SELECT path, length(bytes) FROM record WHERE repo_id = ? AND path > ?"
+        " ORDER BY path LIMIT ?",
+        (repo_id, after, limit),
+    )
+
+
+def get_record_with_rev(txn: Txn, repo_id: int, path: str) -> tuple[bytes, Tid, bytes] | None:
+    """Return `(cid, rev, block)` of the record under `path`."""
+    return txn.read_one(
+        "SELECT cid, rev, bytes FROM record WHERE repo_id = ? AND path = ?", (repo_id, path)
+    )
+
+
+def upsert_records(
+    txn: Txn, repo_id: int, rev: Tid, records: Iterable[tuple[str, Cid, bytes]]
+) -> None:
+    """Store records `(path, cid, block)`, new or changed."""
+    txn.write_many(
+        "INSERT INTO record (repo_id, path, cid, rev, bytes) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (repo_id, path) DO UPDATE"
+        " SET cid = excluded.cid, rev = excluded.rev, bytes = excluded.bytes",
+        [(repo_id, path, bytes(cid), rev, block) for path, cid, block in records],
+    )
+
+
+def delete_records(txn: Txn, repo_id: int, paths: Sequence[str]) -> None:
+    """Delete records by path."""
+    txn.write_many(
+        "DELETE FROM record WHERE repo_id = ? AND path = ?", [(repo_id, path) for path in paths]
+    )
+
+
+def insert_backlinks(txn: Txn, repo_id: int, links: Iterable[Backlink]) -> None:
+    """Remember what records point at."""
+    txn.write_many(
+        "INSERT INTO backlink (repo_id, collection, subject, path) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (repo_id, collection, subject, path) DO NOTHING",
+        [(repo_id, link.collection, link.subject, link.path) for link in links],
+    )
+
+
+def delete_backlinks(txn: Txn, repo_id: int, paths: Sequence[str]) -> None:
+    """Forget what the records under `paths` pointed at."""
+    txn.write_many(
+        "DELETE FROM backlink WHERE repo_id = ? AND path = ?", [(repo_id, path) for path in paths]
+    )
+
+
+def find_backlinks(txn: Txn, repo_id: int, collection: str, subject: str) -> list[str]:
+    """Return the paths of the records of `collection` that point at `subject`."""
+    rows = txn.read(
+        "SELECT path FROM backlink WHERE repo_id = ? AND collection = ? AND subject = ?"
+        " ORDER BY path",
+        (repo_id, collection, subject),
+    )
+    return [row[0] for row in rows]
