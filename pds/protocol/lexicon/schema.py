@@ -2,7 +2,7 @@
 
 A document is accepted or refused as a whole (LEX-11): `parse_document` returns only what
 satisfies every rule that one document can show by itself. Whether references lead anywhere, and
-to something they may lead to (LEX-5), depends on other documents: `validate` finds out when it
+to something they may lead to (LEX-5), depends on other documents: `links` finds out when it
 follows them.
 
 Unknown extra fields are ignored. An unknown `type`, a primary type of the future included, makes
