@@ -5,8 +5,9 @@ write goes to the write URL, the primary (ID-60).
 
 Submitting has three outcomes. Accepted means that the primary was seen to hold the operation.
 `PlcRejected` means that it was refused. When the connection breaks at the wrong moment nobody
-knows; then the primary is asked whether it has the operation, which is named by its hash, and only
-if even that fails the caller gets `PlcOutcomeUnknown`.
+knows: the primary is asked whether it has the operation, which is named by its hash. If it has,
+fine; if not, or if that fails too, the caller gets `PlcOutcomeUnknown`, because the operation may
+still arrive.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from pds.identity.errors import (
     PlcRejected,
 )
 from pds.net.http import Answer, HttpClient
-from pds.net.http_errors import HttpNotFound, StatusError
+from pds.net.http_errors import HttpFailed, HttpNotFound, StatusError
 from pds.protocol.diddoc import DidDocument, InvalidDidDocument, parse_did_document
 from pds.protocol.plc import PlcError, PlcOperation, PlcState, parse_operation, parse_state
 from pds.protocol.plc_log import PlcLog, verify_audit_log
@@ -33,6 +34,7 @@ TIMEOUT_S: Final = 10.0
 MAX_DOCUMENT_BYTES: Final = 65_536
 """An operation has at most 4,000 bytes, so its document is far smaller than this."""
 MAX_LOG_BYTES: Final = 16_000_000
+GATEWAY_TIMEOUT: Final = 504
 
 _CONFIRM_DELAYS_S: Final = (0.0, 0.1, 0.3, 0.6, 1.0)
 _ACCEPT: Final = {"Accept": "application/did+ld+json, application/json"}
@@ -138,7 +140,10 @@ class PlcClient:
         except (Unreachable, BadAnswer) as error:
             if await self._find_out(did, operation):
                 return
-            raise Unreachable("the PLC directory did not take the operation") from error
+            if isinstance(error, HttpFailed) and error.status != GATEWAY_TIMEOUT:
+                raise Unreachable(f"the PLC directory answered {error.status}") from error
+            # Not there yet; but what was sent may still be on its way to the directory.
+            raise PlcOutcomeUnknown("the PLC directory did not answer a submit") from error
         await self._confirm(did, operation)
 
     async def _confirm(self, did: Did, operation: PlcOperation) -> None:

@@ -1,4 +1,4 @@
-"""The one place that answers "who is this?": cached DID documents, handles, and both together.
+"""The one place that answers "who is this?": DID documents and handles, remembered for a while.
 
 Lookups of the same subject at the same time are one lookup, and it goes on when a caller gives up.
 A stale answer is returned at once while a new one is fetched behind it. Answers are kept in memory;
@@ -6,16 +6,17 @@ a node that is given an `IdentityStore` also keeps good ones across restarts.
 
 Only two kinds of error come out: `NotResolvable` (the classes of `errors`) and `Unreachable`.
 
-Spec: (ID-1, ID-4, ID-12, ID-35, ID-36)
+Each method is one direction; `services.identity` joins the two and knows our own accounts.
+
+Spec: (ID-12, ID-35, ID-36)
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from pds.errors import NotResolvable, RemoteError, StoreError, Unreachable
 from pds.identity.cache import AnswerCache, CacheTimes, Remembered, Standing
@@ -23,12 +24,8 @@ from pds.identity.did_plc import PlcClient
 from pds.identity.did_web import DidWebResolver
 from pds.identity.errors import DidNotFound, UnsupportedDidMethod
 from pds.identity.handle import HandleResolver
-from pds.protocol.diddoc import (
-    INVALID_HANDLE,
-    DidDocument,
-    InvalidDidDocument,
-    parse_did_document,
-)
+from pds.protocol.data import InvalidData, parse_json
+from pds.protocol.diddoc import DidDocument, InvalidDidDocument, parse_did_document
 from pds.protocol.keys import PublicKey
 from pds.protocol.syntax import (
     Did,
@@ -68,15 +65,6 @@ class ResolverSettings:
         default_factory=lambda: CacheTimes(stale_s=300.0, max_s=3600.0, negative_s=15.0)
     )
     dev: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A DID with its document, and its handle as far as both directions hold (ID-1, ID-4)."""
-
-    did: Did
-    handle: Handle
-    document: DidDocument
 
 
 class IdentityResolver:
@@ -136,35 +124,11 @@ class IdentityResolver:
         """
         return await self._handles.get(handle, refresh=refresh)
 
-    async def resolve_identity(
-        self, identifier: Did | Handle, *, refresh: bool = False
-    ) -> Identity:
-        """Return the identity behind a DID or handle, its handle verified in both directions.
-
-        The handle is `handle.invalid` when the document claims none, or one that names another
-        DID or no DID, or that cannot be resolved now. Raises: as the two other methods.
-        """
-        if identifier.startswith("did:"):
-            did = Did(identifier)
-        else:
-            did = await self.resolve_handle(Handle(identifier), refresh=refresh)
-        document = await self.resolve_did(did, refresh=refresh)
-        claimed = document.handle
-        if claimed is None or not await self._names(claimed, did, refresh=refresh):
-            return Identity(did, INVALID_HANDLE, document)
-        return Identity(did, claimed, document)
-
     async def forget(self, did: Did, handle: Handle | None = None) -> None:
         """Drop what is remembered, after a change that we made or heard of."""
         await self._documents.forget(did)
         if handle is not None:
             await self._handles.forget(handle)
-
-    async def _names(self, handle: Handle, did: Did, *, refresh: bool) -> bool:
-        try:
-            return await self.resolve_handle(handle, refresh=refresh) == did
-        except (NotResolvable, Unreachable):
-            return False
 
     async def _fetch_document(self, did: str) -> tuple[DidDocument, bytes]:
         if did.startswith("did:plc:"):
@@ -195,6 +159,7 @@ class _Lookups(Generic[T]):
         self._now_s = now_s
         self._running: dict[str, asyncio.Task[T]] = {}
         self._tasks: set[asyncio.Task[T]] = set()
+        self._saves: set[asyncio.Task[None]] = set()
 
     async def get(self, subject: str, *, refresh: bool) -> T:
         now_s = self._now_s()
@@ -221,7 +186,7 @@ class _Lookups(Generic[T]):
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._saves, return_exceptions=True)
 
     def _start(self, subject: str, *, use_store: bool) -> asyncio.Task[T]:
         """Return the lookup of `subject` that is running, or start one."""
@@ -256,7 +221,7 @@ class _Lookups(Generic[T]):
         except NotResolvable as error:
             if self._is_current(subject):
                 self._cache.put_error(subject, error, self._now_s(), is_definite=True)
-                await self._store_safely(lambda store: store.forget(subject))
+                self._behind(lambda store: store.forget(subject))
             raise
         except RemoteError as error:
             unreachable = Unreachable(str(error))
@@ -266,7 +231,7 @@ class _Lookups(Generic[T]):
         now_s = self._now_s()
         if self._is_current(subject):
             self._cache.put(subject, value, len(content), now_s)
-            await self._store_safely(lambda store: store.save(subject, content, int(now_s * 1e6)))
+            self._behind(lambda store: store.save(subject, content, int(now_s * 1e6)))
         return value
 
     async def _load_saved(self, subject: str) -> T | None:
@@ -286,6 +251,13 @@ class _Lookups(Generic[T]):
         self._cache.put(subject, value, len(content), fetched_at_us / 1e6)
         found = self._cache.get(subject, self._now_s())
         return None if found is None else found[0].value
+
+    def _behind(self, act: Callable[[IdentityStore], Awaitable[None]]) -> None:
+        """Change the saved copy after the answer was given."""
+        if self._store is not None:
+            task = asyncio.create_task(self._store_safely(act))
+            self._saves.add(task)
+            task.add_done_callback(self._saves.discard)
 
     async def _store_safely(self, act: Callable[[IdentityStore], Awaitable[None]]) -> None:
         if self._store is None:
@@ -311,9 +283,9 @@ def _is_being_cancelled() -> bool:
 def _load_document(did: str, content: bytes) -> DidDocument:
     """Parse a document. Raises: InvalidDidDocument (a ValueError)."""
     try:
-        parsed: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InvalidDidDocument("DID document is not JSON") from error
+        parsed = parse_json(content)  # Strict: whatever comes through can be served as it is.
+    except InvalidData as error:
+        raise InvalidDidDocument("DID document is not usable JSON") from error
     return parse_did_document(parsed, Did(did))
 
 

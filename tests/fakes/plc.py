@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum, auto
+from typing import Any
 
 from aiohttp import web
 
@@ -30,13 +31,16 @@ class Mood(Enum):
     FORGETFUL = auto()
     """Takes an operation, then breaks the connection instead of answering."""
     LAGGING = auto()
-    """Reads show what was there when this mood began; writes go through."""
+    """Knows of no identity when asked, like a replica far behind; takes operations."""
     BABBLING = auto()
     """Answers 200 with something that is not JSON."""
 
 
 class FakePlc:
-    """Start it with `async with running_plc() as plc`."""
+    """Start it with `async with running_plc() as plc`.
+
+    `overrides` are answers to GET by path, whatever the mood; `requests` is what came in.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class FakePlc:
         self.read_mood = Mood.KIND
         self.write_mood = Mood.KIND
         self.requests: list[tuple[str, str]] = []
-        self.old_answers: dict[str, web.Response] = {}
+        self.overrides: dict[str, Any] = {}
 
     @property
     def mood(self) -> Mood:
@@ -64,6 +68,8 @@ class FakePlc:
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
+        if request.method == "GET" and request.path in self.overrides:
+            return web.json_response(self.overrides[request.path])
         mood = self.read_mood if request.method == "GET" else self.write_mood
         match mood:
             case Mood.DOWN:
