@@ -212,11 +212,10 @@ def _is_verified(cid: Cid, block: bytes) -> bool:
 
     Raises: CarError when the hash differs.
     """
-    if cid.is_blessed:
-        expected, digest = cid[4:], sha256(block).digest()
-    elif cid.hash_code == SHA_256:
+    code = cid.hash_code
+    if code == SHA_256:
         expected, digest = cid[-32:], sha256(block).digest()
-    elif cid.hash_code == _SHA_512:
+    elif code == _SHA_512:
         expected, digest = cid[-64:], sha512(block).digest()
     else:
         return False

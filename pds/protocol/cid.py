@@ -96,16 +96,8 @@ def decode_cid(content: bytes) -> Cid:
     """
     if len(content) == BLESSED_CID_BYTES and content[:4] in (_DAG_CBOR_PREFIX, _RAW_PREFIX):
         return Cid(content)
-    if len(content) > MAX_CID_BYTES:
-        raise InvalidCid("CID too long")
-    version, at = _read_varint(content, 0)
-    if version != 1:
-        raise InvalidCid("only CID version 1 is supported")
-    _codec, at = _read_varint(content, at)
-    _hash, at = _read_varint(content, at)
-    length, at = _read_varint(content, at)
-    if len(content) - at != length or length == 0:
-        raise InvalidCid("CID digest has the wrong length")
+    if _cid_end(content) != len(content):
+        raise InvalidCid("bytes after the end of the CID")
     return Cid(content)
 
 
@@ -145,14 +137,29 @@ def read_cid(content: bytes) -> tuple[Cid, int]:
     """
     if content[:4] in (_DAG_CBOR_PREFIX, _RAW_PREFIX) and len(content) >= BLESSED_CID_BYTES:
         return Cid(content[:BLESSED_CID_BYTES]), BLESSED_CID_BYTES
-    at = 0
-    for _number in range(3):  # version, codec, hash
+    end = _cid_end(content)
+    return Cid(content[:end]), end
+
+
+def _cid_end(content: bytes) -> int:
+    """Check the structure of the CID at the start of `content` and return where it ends."""
+    if content[:1] != b"\x01":
+        raise InvalidCid("only CID version 1 is supported")
+    at = 1
+    for _number in range(2):  # codec, hash
         _value, at = _read_varint(content, at)
     length, at = _read_varint(content, at)
-    return decode_cid(content[: at + length]), at + length
+    end = at + length
+    if length == 0 or end > len(content):
+        raise InvalidCid("CID digest has the wrong length")
+    if end > MAX_CID_BYTES:
+        raise InvalidCid("CID too long")
+    return end
 
 
 def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    if at < len(content) and content[at] < 0x80:
+        return content[at], at + 1
     value = shift = 0
     while True:
         if at >= len(content) or shift > 56:
@@ -161,7 +168,7 @@ def _read_varint(content: bytes, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if byte == 0 and shift:
+            if byte == 0:
                 raise InvalidCid("CID number is not minimal")
             return value, at
         shift += 7

@@ -10,6 +10,7 @@ Spec: data-model#json-representation
 
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -30,6 +31,7 @@ from pds.protocol.cbor import (
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 
 __all__ = [
+    "MAX_JSON_CONTAINERS",
     "MAX_JSON_DEPTH",
     "MAX_RECORD_BYTES",
     "MAX_SAFE_INT",
@@ -52,6 +54,9 @@ MAX_SAFE_INT: Final = 2**53 - 1
 """Largest integer that clients may write: every JSON reader holds it exactly (DM-3)."""
 MAX_JSON_DEPTH: Final = 48
 """Deepest nesting of a body: a record of full depth, its `$link`, and the request around it."""
+
+MAX_JSON_CONTAINERS: Final = 65_536
+"""Most lists and objects in one body. Ours: `[],` is three bytes there and a hundred in memory."""
 
 _EMPTY_BLOB: Final = Cid.of_raw(b"")
 
@@ -94,6 +99,10 @@ def _integral_float(text: str) -> int:
     return int(number)
 
 
+_STRING: Final = rb'"(?:[^"\\]|\\.)*+"'
+_MAX_ORJSON_BYTES: Final = 65_536
+"""Beyond this the slower writer is used: orjson reserves 280 bytes ahead for each list item."""
+
 _decoder: Final = msgspec.json.Decoder(float_hook=_integral_float)
 
 
@@ -104,21 +113,34 @@ def parse_json(body: bytes) -> Json:
     surrogates and nesting beyond `MAX_JSON_DEPTH` are refused (DM-1, DM-2, DM-24).
     Raises: InvalidData.
     """
+    containers = body.count(b"{") + body.count(b"[")
+    if containers > MAX_JSON_CONTAINERS:
+        _check_json_containers(body)
     try:
         value: Json = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if isinstance(error.__cause__, InvalidData):
             raise error.__cause__ from None
         raise InvalidData("malformed JSON") from error
-    if body.count(b"{") + body.count(b"[") > MAX_JSON_DEPTH:
+    if containers > MAX_JSON_DEPTH:
         _check_json_depth(value, 0)
-    try:
-        written = orjson.dumps(value)
-    except (TypeError, orjson.JSONEncodeError) as error:  # over 64 bits
-        raise InvalidData("integer does not fit in 64 bits") from error
+    written = _write_compact(value, len(body))
     if _may_have_duplicate_keys(body, written):
         _refuse_duplicate_keys(body)
     return value
+
+
+def _write_compact(value: Json, size: int) -> bytes:
+    """Return `value` as compact JSON; refuse integers beyond 64 bits."""
+    if size <= _MAX_ORJSON_BYTES:
+        try:
+            return orjson.dumps(value)
+        except TypeError as error:
+            raise InvalidData("integer does not fit in 64 bits") from error
+    written = msgspec.json.encode(value)
+    if re.search(rb"[0-9]{20}", re.sub(_STRING, b"", written)):
+        raise InvalidData("integer does not fit in 64 bits")
+    return written
 
 
 def _may_have_duplicate_keys(body: bytes, written: bytes) -> bool:
@@ -149,6 +171,13 @@ def _refuse_duplicate_keys(body: bytes) -> None:
 
 def _nothing(_text: str) -> None:
     return None
+
+
+def _check_json_containers(body: bytes) -> None:
+    """Count lists and objects again without those letters inside strings."""
+    bare = re.sub(_STRING, b"", body)
+    if bare.count(b"{") + bare.count(b"[") > MAX_JSON_CONTAINERS:
+        raise InvalidData("too many lists and objects")
 
 
 def _check_json_depth(value: Json, depth: int) -> None:
@@ -279,7 +308,7 @@ def _bytes(value: dict[str, Json]) -> bytes:
     stripped = text.rstrip("=")
     # Padding is optional, non-zero left-over bits are tolerated (DM-21); anything else is not.
     padding = len(text) - len(stripped)
-    if padding and len(text) % 4:
+    if padding and (len(text) % 4 or padding > 2):
         raise InvalidData("bad $bytes: padding")
     try:
         return binascii.a2b_base64(stripped + "=" * (-len(stripped) % 4), strict_mode=True)
