@@ -351,8 +351,7 @@ class AccountCreation:
                 _log.warning("mail.failed", extra={"purpose": mail.purpose}, exc_info=True)
         if session is None:
             raise AssertionError("a session was asked for")
-        view = await self._sessions.view_opened(account, session)
-        return replace(view, did_doc=did_doc)
+        return await self._sessions.view_opened(account, session, did_doc=did_doc)
 
     async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end even if the caller leaves."""

@@ -373,12 +373,17 @@ class Sessions:
             raise RequestError("AccountNotFound", "Account not found", 403)
         return await self._view(account, None)
 
-    async def view_opened(self, account: Account, session: rows.Session) -> SessionView:
+    async def view_opened(
+        self, account: Account, session: rows.Session, *, did_doc: Json = None
+    ) -> SessionView:
         """Return the account with the tokens of a session opened by `open_session`."""
-        return await self._view(account, session)
+        return await self._view(account, session, did_doc)
 
-    async def _view(self, account: Account, session: rows.Session | None) -> SessionView:
-        did_doc = None if self._did_documents is None else await self._did_documents(account.did)
+    async def _view(
+        self, account: Account, session: rows.Session | None, did_doc: Json = None
+    ) -> SessionView:
+        if did_doc is None and self._did_documents is not None:
+            did_doc = await self._did_documents(account.did)
         return SessionView(
             did=account.did,
             handle=account.handle or PLACEHOLDER_HANDLE,
