@@ -3,12 +3,14 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pds.errors import ConfigError
-from pds.protocol.lexicon.catalog import Catalog
+from pds.protocol.lexicon.catalog import Catalog, LexiconError
 from pds.protocol.lexicon.definitions import MethodDef, RecordDef
+from pds.services import lexicons
 from pds.services.lexicons import lexicon_folder, load_catalog
 
 BUNDLED_RECORDS = {
@@ -110,3 +112,48 @@ def test_damaged_document_stops_the_start(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"thing\.json: malformed JSON"):
         load_catalog(tmp_path)
+
+
+def test_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without its data says so."""
+    monkeypatch.setattr(lexicons, "__file__", str(tmp_path / "pds" / "services" / "lexicons.py"))
+    with pytest.raises(ConfigError, match="install again"):
+        load_catalog()
+    installed = tmp_path / "pds" / "lexicons" / "com" / "atproto"
+    installed.mkdir(parents=True)
+    assert lexicon_folder() == installed.parents[1]
+
+
+def test_schema_documents_are_checked_before_they_are_published(catalog: Catalog) -> None:
+    """LEX-67: under their own name and usable; types newer than this program pass."""
+    collection = "com.atproto.lexicon.schema"
+
+    def publish(rkey: str | None, **fields: Any) -> None:
+        document = {
+            "$type": collection,
+            "lexicon": 1,
+            "id": "net.example.thing",
+            "defs": {"main": {"type": "string"}},
+            **fields,
+        }
+        assert catalog.validate_record(collection, rkey, document) == "valid"
+
+    publish("net.example.thing")
+    publish(None)
+    publish("net.example.thing", defs={"main": {"type": "space", "key": "any"}})
+    for rkey, fields, error in (
+        ("net.example.other", {}, "rkey: must be the id of the document"),
+        ("self", {}, "rkey: must be an NSID"),
+        ("net.example.thing", {"lexicon": 2}, "record: lexicon must be 1"),
+        ("net.example.thing", {"lexicon": "1"}, "record/lexicon: must be an integer"),
+        ("net.example.thing", {"defs": {}}, "record/defs: needs at least one definition"),
+        (None, {"id": 1}, "record: id must be a string"),
+        (
+            "net.example.thing",
+            {"defs": {"main": {"type": "string", "maxLength": -1}}},
+            "record/defs/main: maxLength must not be negative",
+        ),
+    ):
+        with pytest.raises(LexiconError) as caught:
+            publish(rkey, **fields)
+        assert str(caught.value) == error

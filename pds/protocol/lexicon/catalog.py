@@ -24,8 +24,9 @@ from pds.protocol.lexicon.definitions import (
 from pds.protocol.lexicon.formats import FORMATS
 from pds.protocol.lexicon.links import check_links
 from pds.protocol.lexicon.methods import Method
+from pds.protocol.lexicon.nodes import UnknownType
 from pds.protocol.lexicon.scalars import Check
-from pds.protocol.lexicon.schema import SchemaError, parse_document
+from pds.protocol.lexicon.schema import SCHEMA_COLLECTION, SchemaError, parse_document
 from pds.protocol.lexicon.validate import Compiler, Form, LexiconError, run_check
 
 __all__ = ["Catalog", "LexiconError", "Method", "SchemaError"]
@@ -98,6 +99,7 @@ class Catalog:
 
         `rkey` is None where the record key has not been chosen yet. "unknown" means that no
         usable schema of the collection is known; nothing was checked then.
+        A schema document, which is a record too, must itself be a legal one (LEX-67).
         Raises: LexiconError.
         Spec: lexicon#record (LEX-25, LEX-32, LEX-35, LEX-63)
         """
@@ -107,6 +109,8 @@ class Catalog:
         if rkey is not None and not record_type.has_key(rkey):
             raise LexiconError("rkey", record_type.key_message)
         run_check(record_type.check, value, "record")
+        if collection == SCHEMA_COLLECTION:
+            _check_published_document(rkey, value)
         return "valid"
 
     def method(self, nsid: str) -> Method | None:
@@ -158,6 +162,23 @@ class Catalog:
         except SchemaError:
             return False
         return True
+
+
+def _check_published_document(rkey: str | None, value: Data) -> None:
+    """Refuse to publish a schema document that nobody could use, or under another name.
+
+    Types that we do not know are let through: they may be newer than this program.
+    """
+    nsid = value.get("id") if isinstance(value, dict) else None
+    if rkey is not None and rkey != nsid:
+        raise LexiconError("rkey", "must be the id of the document")
+    try:
+        parse_document(value)
+    except UnknownType:
+        return
+    except SchemaError as error:
+        path, _, message = str(error).partition(": ")
+        raise LexiconError(path.replace("document", "record", 1), message) from error
 
 
 def _key_test(key: str) -> tuple[Callable[[str], bool], str]:

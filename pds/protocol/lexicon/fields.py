@@ -22,7 +22,7 @@ from pds.protocol.lexicon.definitions import (
     UnknownDef,
 )
 from pds.protocol.lexicon.formats import FORMATS
-from pds.protocol.lexicon.nodes import Node
+from pds.protocol.lexicon.nodes import Node, UnknownType
 from pds.protocol.lexicon.scalars import Check, Violation, integer_check, string_check
 from pds.protocol.syntax import InvalidSyntax, parse_nsid
 
@@ -32,10 +32,10 @@ _MIME_PATTERN: Final = re.compile(rf"\*/\*|{_MIME_NAME}/(?:\*|{_MIME_NAME})")
 
 def parse_field(node: Node, document: str) -> FieldDef:
     """Parse a property, an element or a named data definition of the document `document`."""
-    kind = node.text("type")
-    parse = None if kind is None else _PARSERS.get(kind)
+    kind = node.required_text("type")
+    parse = _PARSERS.get(kind)
     if parse is None:
-        raise node.error(f"{kind!r} is not a type of data" if kind else "type is required")
+        raise UnknownType(f"{node.path}: {kind!r} is not a type of data")
     return parse(node, document)
 
 
@@ -93,10 +93,7 @@ def parse_union(node: Node, document: str) -> UnionDef:
 
 def parse_ref(node: Node, document: str) -> RefDef:
     """Parse a `ref`."""
-    ref = node.text("ref")
-    if ref is None:
-        raise node.error("ref is required")
-    return RefDef(full_name(node, ref, document))
+    return RefDef(full_name(node, node.required_text("ref"), document))
 
 
 def full_name(node: Node, ref: str, document: str) -> str:

@@ -13,6 +13,10 @@ class SchemaError(ProtocolError):
     """A schema document, or a reference in it, breaks a rule; the message names the place."""
 
 
+class UnknownType(SchemaError):
+    """A definition of a type that we do not know, and that may be of the future."""
+
+
 class Node:
     """A map of a document with the path that leads to it.
 
@@ -66,6 +70,13 @@ class Node:
         if not isinstance(value, str):
             raise self.error(f"{name} must be a string")
         return value
+
+    def required_text(self, name: str) -> str:
+        """Read a string that must be there."""
+        text = self.text(name)
+        if text is None:
+            raise self.error(f"{name} is required")
+        return text
 
     def boolean(self, name: str) -> bool | None:
         """Read a boolean."""

@@ -75,11 +75,8 @@ def parse_document(value: object) -> Document:
 
 
 def _parse_id(node: Node) -> Nsid:
-    text = node.text("id")
-    if text is None:
-        raise node.error("id is required")
     try:
-        return parse_nsid(text)
+        return parse_nsid(node.required_text("id"))
     except InvalidSyntax as error:
         raise node.error("id must be an NSID") from error
 
@@ -107,9 +104,7 @@ def _parse_definition(node: Node, name: str, document: str) -> NamedDef:
 
 
 def _parse_record(node: Node, document: str) -> RecordDef:
-    key = node.text("key")
-    if key is None:
-        raise node.error("key is required")
+    key = node.required_text("key")
     if key not in ("any", "tid", "nsid"):
         prefix, _, literal = key.partition(":")
         try:
@@ -196,9 +191,6 @@ def _parse_translations(node: Node, name: str) -> Mapping[str, str] | None:
     translations = node.node(name)
     if translations is None:
         return None
-    texts: dict[str, str] = {}
-    for language in translations.fields:
-        text = translations.text(language)
-        if text is not None:
-            texts[language] = text
-    return MappingProxyType(texts)
+    return MappingProxyType(
+        {language: translations.required_text(language) for language in translations.fields}
+    )

@@ -17,6 +17,7 @@ Checks never change the value: no default is filled in (LEX-22), nothing is stri
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import Final, assert_never
 
@@ -99,6 +100,7 @@ class Compiler:
         self._form = form
         self._max_depth = MAX_DEPTH if form is Form.DATA else MAX_JSON_DEPTH
         self._checks: dict[str, Check] = {}
+        self._unlisted_checks: dict[str, Check | None] = {}
 
     def named(self, name: str) -> Check:
         """Return the check of the definition called `name`, whose links have been checked."""
@@ -257,16 +259,18 @@ class Compiler:
         return check_union
 
     def _unlisted(self, name: str) -> Check | None:
-        check = self._checks.get(name)
-        definition = self._find(name)
-        if not isinstance(definition, ObjectDef | RecordDef):
+        try:
+            return self._unlisted_checks[name]
+        except KeyError:
+            pass
+        if not isinstance(self._find(name), ObjectDef | RecordDef):
             return None
-        if check is None:
-            try:
-                check_links(name, self._find)
-            except SchemaError:
-                return None
+        check = None
+        # A known schema with a link that leads nowhere is as good as unknown.
+        with suppress(SchemaError):
+            check_links(name, self._find)
             check = self._named(name, ())
+        self._unlisted_checks[name] = check
         return check
 
 

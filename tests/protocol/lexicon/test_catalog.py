@@ -6,6 +6,8 @@ import pytest
 
 from pds.protocol.lexicon.catalog import Catalog, LexiconError, SchemaError
 from pds.protocol.lexicon.definitions import StringDef
+from pds.protocol.lexicon.links import check_links
+from pds.protocol.lexicon.validate import Compiler, Form
 
 
 def document(nsid: str, **defs: Any) -> dict[str, Any]:
@@ -150,7 +152,8 @@ def test_unlisted_type_whose_own_schema_is_unusable_is_accepted() -> None:
         ]
     )
     value = {"$type": "net.example.thing", "p": {"$type": "net.example.half", "x": 1}}
-    assert catalog.validate_record("net.example.thing", "a", value) == "valid"
+    for _ in range(2):
+        assert catalog.validate_record("net.example.thing", "a", value) == "valid"
 
 
 def test_first_document_of_an_id_counts() -> None:
@@ -195,3 +198,13 @@ def test_permission_sets_are_found() -> None:
     assert catalog.permission_set("net.example.set") is not None
     assert catalog.permission_set("net.example.thing") is None
     assert catalog.permission_set("net.example.gone") is None
+
+
+def test_names_that_are_not_data_are_never_compiled() -> None:
+    """LEX-3."""
+    catalog = Catalog.from_documents([document("net.example.thing", token={"type": "token"})])
+    for name in ("net.example.thing#token", "net.example.gone"):
+        with pytest.raises(SchemaError):
+            Compiler(catalog.definition, Form.DATA).named(name)
+    with pytest.raises(SchemaError, match="not defined"):
+        check_links("net.example.gone", catalog.definition)
