@@ -82,6 +82,8 @@ class FaultyDisk:
             self._vfs.unregister()
 
     def _pwrite(self, fd: int, buffer: int, size: int, offset: int) -> int:
+        if self._keep_writes and self._lost_log is not None and fd == self._lost_log[0]:
+            return int(self._real(self._lost_log[1], buffer, size, offset))
         path = os.readlink(f"/proc/self/fd/{fd}")
         if not path.startswith(self._folder):
             return int(self._real(fd, buffer, size, offset))
@@ -98,6 +100,6 @@ class FaultyDisk:
             self._lost_log = (fd, os.dup(fd))
             os.dup2(null, fd)
             os.close(null)
-        if self._keep_writes and self._lost_log is not None and fd == self._lost_log[0]:
-            fd = self._lost_log[1]
+            if self._keep_writes:
+                fd = self._lost_log[1]
         return int(self._real(fd, buffer, size, offset))
