@@ -167,7 +167,7 @@ class MethodDef:
 
 @dataclass(frozen=True, slots=True)
 class PermissionDef:
-    """One entry of a permission set, unjudged: which entries count is decided by OAUTH-91."""
+    """One entry of a permission set, unjudged: what counts is decided where the set is used."""
 
     resource: str
     fields: Mapping[str, object]

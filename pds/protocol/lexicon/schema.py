@@ -166,7 +166,7 @@ def _parse_errors(node: Node) -> tuple[str, ...]:
 
 
 def _parse_permission_set(node: Node) -> PermissionSetDef:
-    """Parse a permission set; entries that make no sense are dropped when it is used (OAUTH-91)."""
+    """Parse a permission set; entries that make no sense are dropped when it is used."""
     permissions = []
     items = node.items("permissions")
     if items is None:

@@ -188,7 +188,7 @@ def test_definitions_are_found_by_full_name() -> None:
 
 
 def test_permission_sets_are_found() -> None:
-    """OAUTH-90."""
+    """By NSID, as an OAuth scope includes them."""
     catalog = Catalog.from_documents(
         [
             document("net.example.set", main={"type": "permission-set", "permissions": []}),

@@ -37,7 +37,7 @@ def field(definition: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("case", VECTORS, ids=lambda case: f"{case['rule']} {case['name']}")
 def test_document_vectors_are_judged_by_the_rules(case: dict[str, Any]) -> None:
-    """LEX-1 LEX-2 LEX-3 LEX-4 LEX-5 LEX-6 LEX-7 LEX-8 LEX-9 LEX-10 LEX-11 LEX-12 OAUTH-91."""
+    """LEX-1 LEX-2 LEX-3 LEX-4 LEX-5 LEX-6 LEX-7 LEX-8 LEX-9 LEX-10 LEX-11 LEX-12."""
     if "error" not in case:
         assert parse_document(case["document"]).id == case["document"]["id"]
         return
@@ -138,7 +138,7 @@ def test_method_parts_are_kept() -> None:
 
 
 def test_permission_set_keeps_texts_and_entries_unjudged() -> None:
-    """OAUTH-91, OAUTH-95: which entries count is decided where the set is used."""
+    """Which entries count is decided where the set is used."""
     document = parse_document(
         {
             "lexicon": 1,
@@ -169,7 +169,7 @@ def test_permission_set_keeps_texts_and_entries_unjudged() -> None:
 
 
 def test_unknown_primary_type_spoils_only_its_own_document() -> None:
-    """LEX-11, NEW-25: a type of the future, such as `space`, is tolerated."""
+    """LEX-11: a type of the future, such as `space`, is tolerated."""
     space = {"type": "space", "key": "any", "name": "x", "collections": ["net.example.note"]}
     note = {"type": "record", "key": "any", "record": {"type": "object"}}
     catalog = Catalog.from_documents(
