@@ -168,7 +168,7 @@ class Compiler:
         return check_later
 
     def _object(self, definition: ObjectDef, name: str | None, building: tuple[str, ...]) -> Check:
-        """Build the check of an object.
+        """Build the check of an object; missing, null and falsy are three things (LEX-20).
 
         A named one refuses a `$type` that contradicts its name; it may be absent (LEX-24).
         """
