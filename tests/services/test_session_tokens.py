@@ -152,3 +152,19 @@ def test_new_secret_signs_and_the_old_one_still_verifies() -> None:
 def test_missing_or_short_secrets_stop_the_start(secrets: list[str]) -> None:
     with pytest.raises(ConfigError, match="PDS_JWT_SECRET"):
         SessionTokens(secrets=secrets, service_did=SERVICE_DID)
+
+
+def test_remembered_token_still_expires_and_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pds.services.session_tokens.MAX_REMEMBERED", 3)
+    tokens = SessionTokens(secrets=[SECRET], service_did=SERVICE_DID)
+    token = access(tokens)
+    for _ in range(2):
+        tokens.parse_access(token, now_s=NOW_S)
+    with pytest.raises(RequestError) as error:
+        tokens.parse_access(token, now_s=NOW_S + 60)
+    assert error.value.name == "ExpiredToken"
+    for number in range(10):
+        tokens.parse_access(signed({"sid": f"session {number}"}), now_s=NOW_S)
+    assert len(tokens._good) == 3
