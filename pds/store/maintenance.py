@@ -1,6 +1,8 @@
 """The maintenance thread of the SQLite engine.
 
-* copies the log into the database when it has grown (PASSIVE, which blocks nobody);
+* copies the log into the database when it has grown (PASSIVE, which blocks nobody), then has the
+  writer copy the little that was written meanwhile, between two groups: the log is used again from
+  its start only when all of it was copied, which this thread alone never sees under constant load;
 * when nothing was written for a while, empties the log (TRUNCATE) and gives free pages back;
 * ends reads that are too old, for they keep the log from being reused;
 * notes sizes and warnings for the health report.
@@ -37,8 +39,8 @@ class MaintenanceSettings:
 class MaintenanceConnection(Protocol):
     """What the thread needs of its connection."""
 
-    def checkpoint(self, *, truncate: bool = False) -> tuple[int, int]:
-        """Copy the log into the database."""
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Copy the log into the database; whether all of it was copied."""
 
     def pragma(self, name: str, value: int | None = None) -> int:
         """Return a number that a PRAGMA answers."""
@@ -64,16 +66,18 @@ class Maintenance:
         self._copied_pages = 0
         self._emptied = False
         self._trouble: str | None = None
-        self._end_old_reads: Callable[[float], int] | None = None
+        self._end_old_reads: Callable[[float], int] = _none_ended
+        self._finish_log: Callable[[], None] = _nothing
         self.connection: MaintenanceConnection | None = None
         self.warnings: tuple[str, ...] = ()
         self.log_bytes = 0
         self.database_bytes = 0
         self._thread = threading.Thread(target=self._run, name="store-maintenance", daemon=True)
 
-    def start(self, end_old_reads: Callable[[float], int]) -> None:
-        """Start the thread."""
+    def start(self, end_old_reads: Callable[[float], int], finish_log: Callable[[], None]) -> None:
+        """Start the thread. `finish_log` asks the writer to copy what is left of the log."""
         self._end_old_reads = end_old_reads
+        self._finish_log = finish_log
         self._look()
         self._thread.start()
 
@@ -96,7 +100,7 @@ class Maintenance:
             self._wake.set()
 
     def _run(self) -> None:
-        if self.connection is None or self._end_old_reads is None:
+        if self.connection is None:
             return
         self.connection.set_busy_timeout(0)
         while not self._ending:
@@ -115,21 +119,20 @@ class Maintenance:
         if self._log_pages - self._copied_pages >= self._settings.checkpoint_pages:
             pages = self._log_pages
             connection.checkpoint()
+            self._finish_log()
             self._copied_pages = pages
         idle_s = time.monotonic() - self._last_commit
         if idle_s >= self._settings.idle_s and not self._emptied and not self._ending:
-            self._emptied = True
+            commit = self._last_commit
             self._give_back(connection)
-            if self._log_path.exists() and self._log_path.stat().st_size:
-                connection.checkpoint(truncate=True)
+            self._emptied = connection.checkpoint(truncate=True) and commit == self._last_commit
 
     def _give_back(self, connection: MaintenanceConnection) -> None:
         """Return free pages to the file system while nothing else is written."""
-        began = self._last_commit
+        commit = self._last_commit
         while connection.pragma("freelist_count") > self._settings.vacuum_from_pages:
             connection.pragma(f"incremental_vacuum({self._settings.vacuum_step_pages})")
-            if self._last_commit != began or self._ending:
-                self._emptied = False
+            if self._last_commit != commit or self._ending:
                 return
 
     def _look(self) -> None:
@@ -148,3 +151,11 @@ class Maintenance:
         if free < self._settings.free_warning_bytes:
             warnings.append(f"the disk has {free >> 20} MB left")
         self.warnings = tuple(warnings)
+
+
+def _none_ended(_limit_s: float) -> int:
+    return 0
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -53,13 +53,6 @@ PAGE_BYTES: Final = 4096
 BUSY_TIMEOUT_MS: Final = 10_000
 JOURNAL_SIZE_LIMIT: Final = 32 << 20
 STATEMENT_CACHE: Final = 400
-FINISH_PAGES: Final = 8000
-"""The writer itself finishes a checkpoint when the log is this long (32 MB).
-
-The maintenance thread cannot do so under constant load: by the time it has copied the log, more has
-been written, and the log is reused only when all of it was copied.
-"""
-
 MAX_EVENT_ROWS: Final = 64
 _UNIQUE_CODES: Final = frozenset(
     {apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY, apsw.SQLITE_CONSTRAINT_ROWID}
@@ -195,14 +188,19 @@ class SqliteConnection(ReadConnection):
         """Whether the table exists."""
         return bool(self._raw.table_exists("main", name))
 
-    def checkpoint(self, *, truncate: bool = False) -> tuple[int, int]:
-        """Copy the log into the database; return the frames in the log and those copied."""
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Copy the log into the database, `truncate` to empty it; whether all was copied.
+
+        Another connection that copies or reads may be in the way; that is no failure.
+        """
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
             frames, copied = self._raw.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return False
         except apsw.Error as error:
             raise translate(error) from error
-        return int(frames), int(copied)
+        return bool(frames == copied)
 
     def pragma(self, name: str, value: int | None = None) -> int:
         """Return a number that a PRAGMA answers, or set it."""
@@ -230,8 +228,7 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         self._on_log = on_log
         self._last_seq = 0
         self._pending_seq = 0
-        self._log_pages = 0
-        self._finish_at = FINISH_PAGES
+        self._finish_wanted = False
         self.trouble: str | None = None
         self.damage: str | None = None
         self._connect()
@@ -241,7 +238,6 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         self._raw.set_wal_hook(self._note_log)
 
     def _note_log(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
         self._on_log(pages)
         return apsw.SQLITE_OK
 
@@ -336,16 +332,18 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         self.commit()
         return [probe]
 
+    def want_finish(self) -> None:
+        """Have the rest of the log copied after the next group; called on another thread."""
+        self._finish_wanted = True
+
     def after_group(self) -> None:
-        """Finish the checkpoint when the log has grown long in spite of the maintenance thread."""
-        if self._log_pages < FINISH_PAGES:
-            self._finish_at = FINISH_PAGES
-        elif self._log_pages >= self._finish_at:
+        """Copy what was written while the maintenance thread copied the log."""
+        if self._finish_wanted:
+            self._finish_wanted = False
             try:
                 self.checkpoint()
             except StoreError:
                 _log.exception("store.checkpoint_failed")
-            self._finish_at = self._log_pages + FINISH_PAGES // 4
 
     def _read_seq(self) -> int:
         rows = self.execute("SELECT last_seq FROM seq WHERE id = 1")
@@ -410,8 +408,8 @@ class SqliteEngine(ThreadedEngine):
         return Opened(writer, readers)
 
     def _opened(self, readers: ReaderPool) -> None:
-        if self._maintenance is not None:
-            self._maintenance.start(readers.end_old_reads)
+        if self._maintenance is not None and self._sqlite is not None:
+            self._maintenance.start(readers.end_old_reads, self._sqlite.want_finish)
 
     def _ending(self) -> None:
         if self._maintenance is not None:

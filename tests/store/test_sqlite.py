@@ -163,9 +163,8 @@ async def test_the_log_is_emptied_when_idle(backend: SqliteBackend) -> None:
 
 
 async def test_the_log_stays_short_under_constant_writing(
-    backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SqliteBackend,
 ) -> None:
-    monkeypatch.setattr("pds.store.sqlite.FINISH_PAGES", 200)
     engine = make_engine(backend, checkpoint_pages=50, idle_s=1000)
     await engine.start()
     written = 0
