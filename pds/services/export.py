@@ -130,8 +130,11 @@ class Exports:
         spool = Spool(self._settings, self.budget)
         reading = asyncio.create_task(self._read(spool, produce))
         try:
-            await spool.wait_for_first()
-            yield spool.chunks()
+            async with asyncio.timeout(self._settings.send_limit_s):
+                await spool.wait_for_first()
+                yield spool.chunks()
+        except TimeoutError as error:
+            raise ConnectionAbortedError("the client took too long") from error
         finally:
             spool.close()
             reading.cancel()

@@ -185,6 +185,8 @@ def _store_records(
             if write is not None and write.subject is not None:
                 linked.append(Backlink(collection, write.subject, op.path))
         refs = write.blob_refs if write is not None and op.cid is not None else ()
+        if op.prev is None and not refs:
+            continue
         from pds.store.blobs import claim_blobs, release_blobs
 
         if refs:

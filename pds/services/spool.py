@@ -169,22 +169,18 @@ class Spool:
             raise self._error
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the content as it comes, within the time limit.
-
-        Raises: what the reader failed with; TimeoutError.
-        """
-        async with asyncio.timeout(self._settings.send_limit_s):
-            while True:
-                self._changed.clear()
-                chunk = self._take_memory()
-                if not chunk and self._file is not None:
-                    chunk = await asyncio.to_thread(self._take_file)
-                if chunk:
-                    yield chunk
-                elif self._done and self._is_drained():
-                    break
-                else:
-                    await self._changed.wait()
+        """Yield the content as it comes. Raises: what the reader failed with."""
+        while True:
+            self._changed.clear()
+            chunk = self._take_memory()
+            if not chunk and self._file is not None:
+                chunk = await asyncio.to_thread(self._take_file)
+            if chunk:
+                yield chunk
+            elif self._done and self._is_drained():
+                break
+            else:
+                await self._changed.wait()
         if self._error is not None:
             raise self._error
 

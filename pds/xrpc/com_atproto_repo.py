@@ -1,0 +1,158 @@
+"""com.atproto.repo.*: write and read records, describe a repo."""
+
+from typing import Any, Final, cast
+
+from pds.errors import ProtocolError, RequestError
+from pds.protocol.cid import Cid, parse_cid
+from pds.protocol.data import Json
+from pds.protocol.repo import UNSET, Action, Unset
+from pds.services.principal import Principal
+from pds.services.repos import RecordWrite, WriteOutcome, WriteResult
+from pds.xrpc.server import Auth, Call, MethodTable
+
+routes: Final = MethodTable()
+
+_ACTIONS: Final[dict[str, tuple[Action, str]]] = {
+    "com.atproto.repo.applyWrites#create": ("create", "createResult"),
+    "com.atproto.repo.applyWrites#update": ("update", "updateResult"),
+    "com.atproto.repo.applyWrites#delete": ("delete", "deleteResult"),
+}
+
+
+@routes.method("com.atproto.repo.createRecord", auth=Auth.SESSION)
+async def create_record(call: Call) -> Json:
+    """Create one record; a second like or follow of the same subject replaces the first."""
+    body = _body(call)
+    aid = await call.services.repos.check_owner(body["repo"], _principal(call))
+    write = RecordWrite("create", body["collection"], body.get("rkey"), body["record"])
+    result = await call.services.repos.write(
+        aid,
+        [write],
+        swap_commit=_cid(body, "swapCommit"),
+        validate=body.get("validate"),
+        replace_duplicates=True,
+    )
+    return _written(result)
+
+
+@routes.method("com.atproto.repo.putRecord", auth=Auth.SESSION)
+async def put_record(call: Call) -> Json:
+    """Create or replace one record; the same content again makes no commit."""
+    body = _body(call)
+    aid = await call.services.repos.check_owner(body["repo"], _principal(call))
+    write = RecordWrite(
+        "put", body["collection"], body["rkey"], body["record"], swap=_swap_record(body)
+    )
+    result = await call.services.repos.write(
+        aid, [write], swap_commit=_cid(body, "swapCommit"), validate=body.get("validate")
+    )
+    return _written(result)
+
+
+@routes.method("com.atproto.repo.deleteRecord", auth=Auth.SESSION)
+async def delete_record(call: Call) -> Json:
+    """Delete one record; one that is not there is no error."""
+    body = _body(call)
+    aid = await call.services.repos.check_owner(body["repo"], _principal(call))
+    write = RecordWrite("delete", body["collection"], body["rkey"], swap=_swap_record(body))
+    result = await call.services.repos.delete(aid, write, swap_commit=_cid(body, "swapCommit"))
+    return _commit(result)
+
+
+@routes.method("com.atproto.repo.applyWrites", auth=Auth.SESSION)
+async def apply_writes(call: Call) -> Json:
+    """Carry out a batch of writes as one commit."""
+    body = _body(call)
+    aid = await call.services.repos.check_owner(body["repo"], _principal(call))
+    asked = [(_ACTIONS[item["$type"]], item) for item in body["writes"]]
+    writes = [
+        RecordWrite(action, item["collection"], item.get("rkey"), item.get("value"))
+        for (action, _result), item in asked
+    ]
+    result = await call.services.repos.write(
+        aid, writes, swap_commit=_cid(body, "swapCommit"), validate=body.get("validate")
+    )
+    results: list[Json] = [
+        {"$type": f"com.atproto.repo.applyWrites#{kind}", **_outcome(outcome)}
+        for ((_action, kind), _item), outcome in zip(asked, result.outcomes, strict=True)
+    ]
+    return {**_commit(result), "results": results}
+
+
+@routes.method("com.atproto.repo.getRecord", auth=Auth.NONE)
+async def get_record(call: Call) -> bytes:
+    """Return one record."""
+    params = call.params
+    return await call.services.repos.get_record(
+        params["repo"], params["collection"], params["rkey"], cid=params.get("cid")
+    )
+
+
+@routes.method("com.atproto.repo.listRecords", auth=Auth.NONE)
+async def list_records(call: Call) -> bytes:
+    """Return a page of a collection, newest rkey first."""
+    params = call.params
+    return await call.services.repos.list_records(
+        params["repo"],
+        params["collection"],
+        limit=params["limit"],
+        cursor=params.get("cursor"),
+        reverse=params.get("reverse", False),
+    )
+
+
+@routes.method("com.atproto.repo.describeRepo", auth=Auth.NONE)
+async def describe_repo(call: Call) -> Json:
+    """Say whose repo it is and which collections it has."""
+    found = await call.services.repos.describe(call.params["repo"])
+    return {
+        "handle": found.handle,
+        "did": found.did,
+        "didDoc": found.did_document,
+        "collections": list(found.collections),
+        "handleIsCorrect": found.handle_is_correct,
+    }
+
+
+def _body(call: Call) -> dict[str, Any]:
+    return cast("dict[str, Any]", call.input)
+
+
+def _principal(call: Call) -> Principal:
+    if call.principal is None:
+        raise RequestError("AuthMissing", "Authentication Required", 401)
+    return call.principal
+
+
+def _cid(body: dict[str, Any], name: str) -> Cid | None:
+    text = body.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_cid(text)
+    except ProtocolError as error:
+        raise RequestError("InvalidRequest", f"Invalid {name}: {error}") from error
+
+
+def _swap_record(body: dict[str, Any]) -> Cid | Unset | None:
+    """Read `swapRecord`: missing is no expectation, null is "must not exist" (LEX-111)."""
+    return _cid(body, "swapRecord") if "swapRecord" in body else UNSET
+
+
+def _commit(result: WriteResult) -> dict[str, Json]:
+    if result.commit is None:
+        return {}
+    return {"commit": {"cid": str(result.commit), "rev": result.rev}}
+
+
+def _outcome(outcome: WriteOutcome) -> dict[str, Json]:
+    if outcome.cid is None:
+        return {}
+    answer: dict[str, Json] = {"uri": outcome.uri, "cid": str(outcome.cid)}
+    if outcome.validation_status is not None:
+        answer["validationStatus"] = outcome.validation_status
+    return answer
+
+
+def _written(result: WriteResult) -> Json:
+    return {**_outcome(result.outcomes[0]), **_commit(result)}

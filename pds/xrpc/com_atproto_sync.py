@@ -1,0 +1,127 @@
+"""com.atproto.sync.*: what relays and mirrors fetch, save for the firehose itself.
+
+A caller who shows a session or the operator's password sees repos that are hidden from others
+(SYNC-70); everybody else needs no credential.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from aiohttp import web
+
+from pds.errors import RequestError
+from pds.protocol.car import MEDIA_TYPE
+from pds.protocol.data import Json
+from pds.xrpc.server import Auth, Call, MethodTable
+
+routes: Final = MethodTable()
+
+
+@routes.method("com.atproto.sync.getRepo", auth=Auth.OPTIONAL)
+async def get_repo(call: Call) -> web.StreamResponse:
+    """Stream a repo as a CAR, whole or what is newer than `since`."""
+    params = call.params
+    return await _stream(
+        call,
+        call.services.exports.repo(
+            params["did"], since=params.get("since"), principal=call.principal
+        ),
+    )
+
+
+@routes.method("com.atproto.sync.getCheckout", auth=Auth.OPTIONAL)
+async def get_checkout(call: Call) -> web.StreamResponse:
+    """Stream a whole repo; the old name of getRepo."""
+    exports = call.services.exports
+    return await _stream(call, exports.repo(call.params["did"], principal=call.principal))
+
+
+@routes.method("com.atproto.sync.getBlocks", auth=Auth.OPTIONAL)
+async def get_blocks(call: Call) -> web.StreamResponse:
+    """Stream a CAR without roots of the blocks that were asked for."""
+    params = call.params
+    exports = call.services.exports
+    return await _stream(
+        call, exports.blocks(params["did"], params["cids"], principal=call.principal)
+    )
+
+
+@routes.method("com.atproto.sync.getRecord", auth=Auth.OPTIONAL)
+async def get_record(call: Call) -> web.StreamResponse:
+    """Return a CAR that proves a record, or that there is none."""
+    params = call.params
+    car = await call.services.exports.record_proof(
+        params["did"], params["collection"], params["rkey"], principal=call.principal
+    )
+    return web.Response(body=car, content_type=MEDIA_TYPE)
+
+
+@routes.method("com.atproto.sync.getLatestCommit", auth=Auth.OPTIONAL)
+async def get_latest_commit(call: Call) -> Json:
+    """Return commit CID and rev of a repo."""
+    commit, rev = await call.services.exports.head(call.params["did"], principal=call.principal)
+    return {"cid": str(commit), "rev": rev}
+
+
+@routes.method("com.atproto.sync.getHead", auth=Auth.OPTIONAL)
+async def get_head(call: Call) -> Json:
+    """Return the commit CID of a repo; the old name of getLatestCommit."""
+    did = call.params["did"]
+    try:
+        commit, _rev = await call.services.exports.head(did, principal=call.principal)
+    except RequestError as error:
+        if error.name == "RepoNotFound":
+            raise RequestError("HeadNotFound", f"Could not find root for DID: {did}") from error
+        raise
+    return {"root": str(commit)}
+
+
+@routes.method("com.atproto.sync.getRepoStatus", auth=Auth.NONE)
+async def get_repo_status(call: Call) -> Json:
+    """Return the state of an account, whatever it is."""
+    found = await call.services.exports.status(call.params["did"])
+    answer: dict[str, Json] = {"did": found.did, "active": found.active}
+    if found.status is not None:
+        answer["status"] = found.status.value
+    if found.rev is not None:
+        answer["rev"] = found.rev
+    return answer
+
+
+@routes.method("com.atproto.sync.listRepos", auth=Auth.NONE)
+async def list_repos(call: Call) -> Json:
+    """Return the repos of this host in the order of their creation."""
+    params = call.params
+    repos, cursor = await call.services.exports.list_repos(
+        limit=params["limit"], cursor=params.get("cursor")
+    )
+    listed: list[Json] = []
+    for repo in repos:
+        entry: dict[str, Json] = {
+            "did": repo.did,
+            "head": str(repo.head),
+            "rev": repo.rev,
+            "active": repo.active,
+        }
+        if repo.status is not None:
+            entry["status"] = repo.status.value
+        listed.append(entry)
+    answer: dict[str, Json] = {"repos": listed}
+    if cursor is not None:
+        answer["cursor"] = cursor
+    return answer
+
+
+async def _stream(
+    call: Call, opened: AbstractAsyncContextManager[AsyncIterator[bytes]]
+) -> web.StreamResponse:
+    """Send a CAR piece by piece. A refusal comes before the first byte of the answer."""
+    async with opened as chunks:
+        response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE})
+        await response.prepare(call.request)
+        if call.request.method != "HEAD":
+            async for chunk in chunks:
+                await response.write(chunk)
+        await response.write_eof()
+        return response
