@@ -31,11 +31,13 @@ from pds.services.settings import (
     IdentitySettings,
     OutboundSettings,
     SignUpSettings,
+    ms_to_s,
     parse_bool,
     parse_integer,
     parse_list,
     setting,
 )
+from pds.services.spool import SpoolSettings
 from pds.xrpc.listener import ListenerSettings
 
 PREFIX: Final = "PDS_"
@@ -174,6 +176,7 @@ class Config:
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     sign_up: SignUpSettings = field(default_factory=SignUpSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    exports: SpoolSettings = field(default_factory=SpoolSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -413,18 +416,21 @@ def reference_table() -> str:
 def _reference_row(entry: Field[Any]) -> str:
     env = entry.metadata["env"]
     name = f"`{env}` or `{env}_FILE`" if entry.metadata.get("secret") else f"`{env}`"
-    return f"| {name} | {_shown_default(env, entry.default)} | {entry.metadata['help']} |"
+    return f"| {name} | {_shown_default(entry)} | {entry.metadata['help']} |"
 
 
-def _shown_default(env: str, value: Any) -> str:
+def _shown_default(entry: Field[Any]) -> str:
     """A default in the units of its environment name."""
+    value = entry.default
     match value:
         case None | ():
             return ""
         case bool():
             return f"`{str(value).lower()}`"
-        case float() if env.startswith(PREFIX):
+        case float() if entry.metadata.get("parse") is ms_to_s:
             return f"`{int(value * 1000)}`"  # Seconds here, milliseconds there.
+        case float() if value.is_integer():
+            return f"`{int(value)}`"
         case tuple():
             return f"`{','.join(str(item) for item in value)}`"
         case _:

@@ -1,0 +1,62 @@
+"""The command `pds`.
+
+What went wrong is said in one or two lines with what to do next; a traceback means that it is our
+fault. Exit codes: 0 done, 1 failed, 2 wrong settings or usage, 130 interrupted.
+"""
+
+import sys
+from typing import Final
+
+import click
+
+import pds
+from pds.cli import clock, configuration, dev, routes, serve
+from pds.errors import ConfigError, RemoteError, StoreError
+
+EXIT_FAILED: Final = 1
+EXIT_SETTINGS: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pds.__version__, prog_name="Freehold")
+def commands() -> None:
+    """Freehold, a personal data server for the AT Protocol network."""
+
+
+@commands.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(pds.__version__)
+
+
+commands.add_command(clock.clock)
+commands.add_command(configuration.config)
+commands.add_command(dev.dev)
+commands.add_command(routes.routes)
+commands.add_command(serve.serve)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; return the exit code."""
+    try:
+        result = commands.main(arguments, prog_name="pds", standalone_mode=False)
+    except click.exceptions.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except ConfigError as error:
+        click.echo(f"pds: {error}", err=True)
+        return EXIT_SETTINGS
+    except (StoreError, RemoteError, OSError) as error:
+        click.echo(f"pds: {error}", err=True)
+        return EXIT_FAILED
+    return result if isinstance(result, int) else 0

@@ -54,7 +54,7 @@ class ServerInfo:
         """The answer of com.atproto.server.describeServer (XRPC-88, ACC-1)."""
         return self._description
 
-    def did_document(self) -> Json | None:
+    def did_document(self) -> Json:
         """The document of our own did:web, None if our DID is published elsewhere (ID-34)."""
         settings = self.settings
         authority = settings.public_url.partition("://")[2].replace(":", "%3A")

@@ -53,6 +53,7 @@ PUBLIC_HEADERS: Final[Mapping[str, str]] = {
     "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     "X-Content-Type-Options": "nosniff",
 }
+OPTIONAL_HEADERS: Final[Mapping[str, str]] = {**PUBLIC_HEADERS, "Vary": "Authorization"}
 PRIVATE_HEADERS: Final[Mapping[str, str]] = {
     **PUBLIC_HEADERS,
     "Cache-Control": "private",
@@ -233,6 +234,7 @@ class XrpcServer:
         )
         if principal is not None:
             trace.did = principal.did
+            request.answer_headers = PRIVATE_HEADERS
         if method.kind == "subscription":
             _require_websocket(request)
             body, value = None, None
@@ -369,9 +371,20 @@ def _make_endpoint(registration: Registration, services: Services) -> _Endpoint:
         method=method,
         handler=registration.handler,
         auth=registration.auth,
-        headers=PUBLIC_HEADERS if registration.auth is Auth.NONE else PRIVATE_HEADERS,
+        headers=_headers_for(registration.auth),
         limit_bytes=_body_limit(registration.nsid, method.input_encoding, services.limits),
     )
+
+
+def _headers_for(auth: Auth) -> Mapping[str, str]:
+    """Common headers of an answer before it is known whether the caller showed a credential."""
+    match auth:
+        case Auth.NONE:
+            return PUBLIC_HEADERS
+        case Auth.OPTIONAL | Auth.SERVICE_OPTIONAL:
+            return OPTIONAL_HEADERS
+        case _:
+            return PRIVATE_HEADERS
 
 
 def _body_limit(nsid: str, encoding: str | None, limits: RequestLimits) -> int | None:
