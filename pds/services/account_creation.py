@@ -19,7 +19,6 @@ without events (ACC-21), whatever comes next is part of migration. Such a DID is
 """
 
 import asyncio
-import logging
 import re
 import secrets
 from collections.abc import Coroutine
@@ -27,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.diddoc import DidDocument
 from pds.protocol.keys import (
@@ -60,7 +60,7 @@ MAX_EMAIL_CHARS: Final = 254
 
 _EMAIL: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@(?:[^\s@.\x00-\x1f]+\.)+[^\s@.\x00-\x1f]{2,63}")
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -346,9 +346,9 @@ class AccountCreation:
             )
             try:
                 await self._mailer.send(mail, now_us=self._clock.now_us())
-            except RemoteError:
+            except RemoteError as error:
                 # The account stands; the note is a courtesy.
-                _log.warning("mail.failed", extra={"purpose": mail.purpose}, exc_info=True)
+                _log.warning("mail.failed", purpose=mail.purpose, reason=str(error))
         if session is None:
             raise AssertionError("a session was asked for")
         return await self._sessions.view_opened(account, session, did_doc=did_doc)

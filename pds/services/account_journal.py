@@ -16,13 +16,21 @@ Spec: (ACC-11, ACC-12, ID-65)
 """
 
 import asyncio
-import logging
+import contextlib
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from pds.errors import NotResolvable, Rejected, RemoteError, RequestError, Unreachable
+from pds.errors import (
+    NotResolvable,
+    Rejected,
+    RemoteError,
+    RequestError,
+    StoreError,
+    Unreachable,
+)
+from pds.log import get_logger
 from pds.protocol.keys import Signer
 from pds.protocol.plc import PlcOperation, make_tombstone, sign_operation
 from pds.protocol.syntax import Did, Handle
@@ -52,7 +60,7 @@ from pds.store.sessions import Session
 
 US_PER_S: Final = 1_000_000
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 class PlcPublisher(Protocol):
@@ -82,6 +90,8 @@ class JournalSettings:
     grace_s: float = 30.0
     """Age at which a row is nobody's; doubled with each attempt to settle it."""
     max_wait_s: float = 3600.0
+    exclusive: bool = True
+    """Whether no other process uses the database: then all rows found at the start are nobody's."""
 
 
 class AccountJournal:
@@ -106,6 +116,7 @@ class AccountJournal:
         self._rotation_signer = rotation_signer
         self._settings = settings or JournalSettings()
         self._under_way: set[int] = set()
+        self._has_recovered = False
 
     # The act itself
 
@@ -178,8 +189,8 @@ class AccountJournal:
         tombstone = sign_operation(make_tombstone(last), self._rotation_signer)
         try:
             await self._submit(draft.did, tombstone)
-        except RemoteError:
-            _log.warning("account.tombstone_failed", extra={"did": draft.did}, exc_info=True)
+        except RemoteError as error:
+            _log.warning("account.tombstone_failed", did=draft.did, reason=str(error))
             await self._mark_undo(journal_id, draft)
             return Settled.WAITING
         await self._engine.transact("account.forget", delete_journal, journal_id)
@@ -191,18 +202,22 @@ class AccountJournal:
 
     # What is left over
 
-    async def recover(self, *, now: bool = False) -> dict[Settled, int]:
+    async def recover(self, *, now: bool | None = None) -> dict[Settled, int]:
         """Settle the rows that nobody works on, and return how many went which way.
 
-        With `now` also the young ones that another node might be at work on: at start, on a host
-        of one node. A row that cannot be settled stops no other.
+        With `now` also the young ones, which another node might be at work on; unless told
+        otherwise that is the first run of a process that has the database for itself. A row that
+        cannot be settled stops no other.
         """
+        if now is None:
+            now = self._settings.exclusive and not self._has_recovered
         outcome = dict.fromkeys(Settled, 0)
         for row in await self._engine.read("account.journal", list_journal, JOURNAL_KIND):
             settled = Settled.WAITING
             if row.journal_id not in self._under_way and (now or self._is_due(row)):
                 settled = await self.settle(row)
             outcome[settled] += 1
+        self._has_recovered = True
         return outcome
 
     async def settle(self, row: JournalRow) -> Settled:
@@ -210,14 +225,15 @@ class AccountJournal:
         self._under_way.add(row.journal_id)
         try:
             settled = await self._settle(row)
-        except Exception:
+        except Exception as error:
             # Logged and put off, whatever it was: a row must never stop the others or the start.
-            _log.exception("account.settle_failed", extra={"journal_id": row.journal_id})
-            await self._put_off(row)
+            _log.error("account.settle_failed", exc=error, journal_id=row.journal_id)
+            with contextlib.suppress(StoreError):  # Then it is simply due again.
+                await self._put_off(row)
             return Settled.WAITING
         finally:
             self._under_way.discard(row.journal_id)
-        _log.info("account.settled", extra={"journal_id": row.journal_id, "outcome": settled})
+        _log.info("account.settled", journal_id=row.journal_id, outcome=settled)
         return settled
 
     async def _settle(self, row: JournalRow) -> Settled:
@@ -237,7 +253,7 @@ class AccountJournal:
             try:
                 await self.complete(row.journal_id, draft, None)
             except RequestError as error:
-                _log.info("account.not_completed", extra={"did": draft.did, "error": error.name})
+                _log.info("account.not_completed", did=draft.did, error=error.name)
             else:
                 return Settled.COMPLETED
         return await self.take_back(row.journal_id, draft, last)

@@ -39,7 +39,7 @@ class Accounts:
         """Open an account and a session; see `AccountCreation.create`."""
         return await self._creation.create(request, principal)
 
-    async def recover(self, *, now: bool = False) -> dict[Settled, int]:
+    async def recover(self, *, now: bool | None = None) -> dict[Settled, int]:
         """Settle what crashes left behind; see `AccountJournal.recover`."""
         return await self._journal.recover(now=now)
 

@@ -6,16 +6,16 @@ that there would have been a mail, for hosts without a mail service. Neither the
 text is ever logged.
 """
 
-import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from pds.log import get_logger
 from pds.protocol.syntax import Did, Handle
 
 MAILBOX_MAILS: Final = 200
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class LogMailer:
 
     async def send(self, mail: Mail, *, now_us: int) -> None:
         """Note the purpose of `mail`."""
-        _log.warning("mail.not_sent", extra={"purpose": mail.purpose, "at_us": now_us})
+        _log.warning("mail.not_sent", purpose=mail.purpose)
 
 
 def welcome_mail(*, to: str, service_name: str, handle: Handle, did: Did) -> Mail:

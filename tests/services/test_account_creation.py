@@ -252,6 +252,7 @@ async def test_unknown_outcome_is_undone_when_the_directory_can_be_asked(
     assert await refusal(host.accounts.create(host.request())) == ("UpstreamFailure", 502)
     assert len(host.live_dids()) == 1
     host.plc.mood = Mood.DOWN
+    assert (await host.accounts.recover(now=False))["waiting"] == 1
     host.clock.advance(31)
     assert (await host.accounts.recover())["waiting"] == 1
     host.plc.mood = Mood.KIND
