@@ -102,7 +102,7 @@ def _install(node: Path, folder: Path, packages: list[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         (Path(unfinished) / "package.json").write_text('{"private": true, "type": "module"}\n')
-        npm = [node.with_name("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+        npm = [*_npm_command(node), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
         npm += ["--fetch-retries=1", "--fetch-timeout=30000"]
         try:
             done = subprocess.run(
@@ -135,9 +135,18 @@ def _find_node(min_major: int) -> Path | None:
     if wheel is not None and wheel.origin is not None:
         candidates.append(Path(wheel.origin).parent / "bin" / "node")
     for node in candidates:
-        if node.exists() and node.with_name("npm").exists() and _major(node) >= min_major:
+        if node.exists() and _npm_command(node) and _major(node) >= min_major:
             return node
     return None
+
+
+def _npm_command(node: Path) -> list[Path]:
+    """The npm that came with a Node; empty if none did. The wheel's own starter is broken."""
+    script = node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    if script.exists():
+        return [node, script]
+    starter = node.with_name("npm")
+    return [starter] if starter.exists() else []
 
 
 def _major(node: Path) -> int:
