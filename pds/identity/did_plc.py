@@ -12,6 +12,7 @@ still arrive.
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -50,12 +51,17 @@ class PlcClient:
         *,
         write_url: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        confirm_delays_s: Sequence[float] = _CONFIRM_DELAYS_S,
     ) -> None:
-        """Talk through `http`; the write URL is the read URL unless given."""
+        """Talk through `http`; the write URL is the read URL unless given.
+
+        `confirm_delays_s` are the waits before each look for an operation that was accepted.
+        """
         self._read_url = read_url.rstrip("/")
         self._write_url = (write_url or read_url).rstrip("/")
         self._http = http
         self._timeout_s = timeout_s
+        self._confirm_delays_s = confirm_delays_s
 
     async def fetch_document(self, did: Did, *, primary: bool = False) -> bytes:
         """Return the JSON of the DID document as it was served.
@@ -147,7 +153,7 @@ class PlcClient:
         await self._confirm(did, operation)
 
     async def _confirm(self, did: Did, operation: PlcOperation) -> None:
-        for delay_s in _CONFIRM_DELAYS_S:
+        for delay_s in self._confirm_delays_s:
             await asyncio.sleep(delay_s)
             if await self._find_out(did, operation):
                 return

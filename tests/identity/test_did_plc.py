@@ -154,3 +154,19 @@ async def test_a_document_of_another_did_is_not_believed(world: World) -> None:
     for read in (plc.get_document, plc.get_data, plc.get_last_op):
         with pytest.raises(Unreachable):
             await read(ALICE.did)
+
+
+async def test_an_accepted_operation_that_is_never_shown_is_not_called_done(world: World) -> None:
+    world.plc.read_mood = Mood.LAGGING
+    plc = PlcClient(world.plc.url, world.trusted, confirm_delays_s=(0.0, 0.01))
+    with pytest.raises(PlcOutcomeUnknown):
+        await plc.submit(ALICE.did, ALICE.genesis)
+    asked = world.plc.requests.count(("GET", f"/{ALICE.did}/log/last"))
+    assert asked == 2
+
+
+async def test_a_refusal_stays_a_refusal_when_nothing_can_be_read(world: World) -> None:
+    world.plc.read_mood = Mood.DOWN
+    world.plc.write_mood = Mood.RATE_LIMITED
+    with pytest.raises(PlcRateLimited):
+        await world.plc_client().submit(ALICE.did, ALICE.genesis)

@@ -27,6 +27,7 @@ from pds.protocol.plc import (
     make_update,
     op_cid,
     parse_operation,
+    parse_state,
     render_document,
     sign_genesis,
     sign_operation,
@@ -259,3 +260,14 @@ def test_an_unsigned_operation_is_signed_over_everything_but_sig() -> None:
     fields = genesis().to_json()
     again = sign_operation({**fields, "sig": encode_base64url(bytes(64))}, ROTATION)
     assert again.to_json() == fields
+
+
+def test_data_of_a_directory_is_read_strictly() -> None:
+    operation = genesis()
+    did = did_for_genesis(operation)
+    assert operation.state is not None
+    data = operation.state.to_json(did)
+    assert parse_state(did, data) == operation.state
+    for bad in (None, {**data, "did": "did:plc:other"}, {"did": did}, {**data, "services": []}):
+        with pytest.raises(PlcError):
+            parse_state(did, bad)

@@ -193,3 +193,10 @@ def test_the_replay_id_names_issuer_and_jti_and_survives_a_changed_signature() -
     assert parse_service_token(without).replay_id == parse_service_token(head + ".AA").replay_id
     later = forge({**CLAIMS, "jti": None, "exp": NOW + 61})
     assert parse_service_token(without).replay_id != parse_service_token(later).replay_id
+
+
+def test_a_token_without_a_method_can_be_minted_but_is_refused_here() -> None:
+    """XRPC-45: other services may still take one."""
+    token = sign_service_token(K256, iss=DID, aud=AUD, lxm=None, iat=NOW, exp=NOW + 60, jti="j")
+    assert parse_service_token(token).lxm is None
+    assert refusal(token) == "BadJwtLexiconMethod"
