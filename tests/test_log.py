@@ -159,3 +159,33 @@ def test_tracebacks_for_malformed_requests_are_dropped(stream):
     server.error("Error handling request", exc_info=ValueError("ours"))
     [line] = lines(stream)
     assert "ours" in line["traceback"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        RequestLine(request_id="a-1", method="com.x", status=200, duration_ms=1.23456),
+        RequestLine(
+            request_id="a-2",
+            method="com.x",
+            status=502,
+            duration_ms=12.0,
+            did='did:web:"\\\n',
+            error="UpstreamFailure",
+            database_ms=1.5,
+            request_bytes=3,
+            response_bytes=4,
+            client="::1",
+        ),
+    ],
+)
+def test_the_fast_request_line_is_the_same_as_the_slow_one(line, stream):
+    configure_logging(LogSettings(), stream)
+    root = logging.getLogger()
+    ours = [handler for handler in root.handlers if type(handler).__name__ == "_EventHandler"]
+    for handlers in (ours, [*ours, logging.NullHandler()]):
+        root.handlers[:] = handlers
+        log_request(get_logger("pds.request"), line)
+    fast, slow = (dict(entry, at=None) for entry in lines(stream))
+    assert fast == slow
+    assert list(fast) == list(slow)
