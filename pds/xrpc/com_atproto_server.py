@@ -163,7 +163,7 @@ def _session(view: SessionView) -> dict[str, Json]:
         answer["emailAuthFactor"] = False
     answer["active"] = view.is_active
     if not view.is_active:
-        answer["status"] = view.status
+        answer["status"] = view.status.value
     if view.did_doc is not None:
         answer["didDoc"] = view.did_doc
     return answer
