@@ -157,8 +157,8 @@ class AccountCreation:
             raise RequestError("InvalidInviteCode", "No invite code provided")
         claim = Claim(
             did=None,
-            handle=self._handles.parse(request.handle),
             email=self._parse_email(request.email),
+            handle=self._handles.parse(request.handle),
             invite_code=request.invite_code if self._settings.invite_required else None,
         )
         if request.did is not None:
