@@ -28,7 +28,7 @@ from pds.store.base import (
     QueueLimits,
     ThreadedEngine,
 )
-from pds.store.clock import Clock
+from pds.store.clock import Clock, SystemClock
 from pds.store.engine import MakeDurable, Params, Recorder, Row, Statement
 from pds.store.lock import FolderLock
 from pds.store.maintenance import Maintenance, MaintenanceSettings
@@ -391,7 +391,8 @@ class SqliteEngine(ThreadedEngine):
                 cache_bytes=settings.cache_bytes,
                 on_log=self._maintenance.note_commit,
             )
-            migrate_connection(writer, now_us=self._clock.now_us())
+            # Only a note of when it was: the database opens also while the clock is in doubt.
+            migrate_connection(writer, now_us=SystemClock().now_us())
             writer.load_seq()
             self._sqlite = writer
             sync_folder(settings.path.parent)

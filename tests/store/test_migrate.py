@@ -29,7 +29,7 @@ from pds.store.sqlite import (
     try_migrations,
 )
 from tests.fakes.clock import FakeClock
-from tests.suites.engine_suite import count, put
+from tests.suites.engine_jobs import count, put
 from tests.suites.engines import SqliteBackend
 
 SECOND = Migration(

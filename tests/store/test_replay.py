@@ -5,7 +5,7 @@ from pathlib import Path
 from pds.store.engine import Statement
 from pds.store.replay import WriteLog, compare
 from tests.fakes.clock import FakeClock
-from tests.suites.engine_suite import PUT, put_with_event
+from tests.suites.engine_jobs import PUT, put_with_event
 from tests.suites.engines import SqliteBackend, open_engine
 
 

@@ -17,7 +17,7 @@ from pds.store.replay import WriteLog, compare
 from pds.store.sqlite import SqliteEngine, SqliteWriteConnection, migrate_connection
 from tests.fakes.clock import FakeClock
 from tests.fakes.disk import FaultyDisk
-from tests.suites.engine_suite import PUT, count, get, put_with_event, wait_until_writable
+from tests.suites.engine_jobs import PUT, count, get, put_with_event, wait_until_writable
 from tests.suites.engines import SqliteBackend
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +249,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from pds.store.clock import SystemClock
-from tests.suites.engine_suite import put_with_event
+from tests.suites.engine_jobs import put_with_event
 from tests.suites.engines import SqliteBackend
 
 async def write(engine, worker):
