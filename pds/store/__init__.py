@@ -1,0 +1,1 @@
+"""Durable rows: the engine, and one module for each group of tables."""
