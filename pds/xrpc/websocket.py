@@ -13,7 +13,7 @@ import asyncio
 import base64
 import binascii
 from hashlib import sha1
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -118,7 +118,7 @@ class WebSocket(asyncio.Protocol):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         former = transport.get_protocol()
-        socket = cls(cast("asyncio.Transport", transport), former)
+        socket = cls(transport, former)
         transport.set_write_buffer_limits(high=buffer_bytes // 2, low=buffer_bytes // 8)
         transport.set_protocol(socket)
         transport.write(
@@ -176,39 +176,42 @@ class WebSocket(asyncio.Protocol):
             self._skip -= skipped
             data = data[skipped:]
         data = self._buffer + data
-        while data:
-            used = self._read_frame(data)
-            if used == 0:
+        at, size = 0, len(data)
+        while at < size:
+            end = self._read_frame(data, at)
+            if end == at:
                 break
-            data = data[used:]
-        self._buffer = data
+            at = end
+        self._buffer = data[at:]
 
-    def _read_frame(self, data: bytes) -> int:
-        """Handle the frame at the start of `data`; return its length, 0 if it is incomplete."""
-        if len(data) < 2:
-            return 0
-        opcode, length = data[0] & 0x0F, data[1] & 0x7F
+    def _read_frame(self, data: bytes, at: int) -> int:
+        """Handle the frame that starts at `at`; return where it ends, or `at` if it is cut."""
+        size = len(data)
+        if size - at < 2:
+            return at
+        opcode, length = data[at] & 0x0F, data[at + 1] & 0x7F
         is_control = opcode >= _CLOSE
         if (
-            not data[1] & 0x80
+            not data[at + 1] & 0x80
             or opcode not in {0, 1, 2, _CLOSE, _PING, _PONG}
-            or (is_control and (length > MAX_CONTROL_BYTES or not data[0] & 0x80))
+            or (is_control and (length > MAX_CONTROL_BYTES or not data[at] & 0x80))
         ):
             self.finish(_PROTOCOL_ERROR, "")
             self._transport.close()
-            return len(data)
-        start = 2 + {126: 2, 127: 8}.get(length, 0) + 4
-        if len(data) < start:
-            return 0
+            return size
+        start = at + 2 + {126: 2, 127: 8}.get(length, 0) + 4
+        if size < start:
+            return at
         if length >= 126:
-            length = int.from_bytes(data[2 : start - 4], "big")
+            length = int.from_bytes(data[at + 2 : start - 4], "big")
+        end = start + length
         if not is_control:
-            self._skip = max(start + length - len(data), 0)
-            return min(start + length, len(data))
-        if len(data) < start + length:
-            return 0
-        self._take_control(opcode, data[start - 4 : start], data[start : start + length])
-        return start + length
+            self._skip = max(end - size, 0)
+            return min(end, size)
+        if size < end:
+            return at
+        self._take_control(opcode, data[start - 4 : start], data[start:end])
+        return end
 
     def _take_control(self, opcode: int, mask: bytes, payload: bytes) -> None:
         if opcode == _CLOSE:
