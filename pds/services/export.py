@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.errors import Corrupt, RequestError
-from pds.protocol.car import encode_car, encode_car_block, encode_car_header
+from pds.protocol.car import encode_car, encode_car_header, encode_varint
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
-from pds.protocol.mst.node import InvalidNode, Node, decode_own_node
+from pds.protocol.mst.node import InvalidNode, Node, decode_own_node, read_links
 from pds.protocol.mst.proof import path_nodes
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, MissingBlock, NodeCache
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_nsid, parse_record_key, parse_tid
@@ -40,12 +40,15 @@ from pds.store.repos import (
     StoredNodes,
     find_account_repo,
     list_account_repos,
+    list_nodes,
     read_nodes,
 )
 
 MAX_BLOCKS: Final = 1000
 """Most blocks of one getBlocks call."""
-_PREFETCH_NODES: Final = 32
+_PREFETCH_LEVELS: Final = 4
+_PREFETCH_NODES: Final = 512
+_SMALL_REPO_NODES: Final = 3000
 _PAGE_RECORDS: Final = 512
 _PAGE_BYTES: Final = 1_000_000
 _FLUSH_BYTES: Final = 64 * 1024
@@ -252,11 +255,16 @@ class _Output:
     def add(self, content: bytes) -> None:
         self._parts.append(content)
         self._size += len(content)
+
+    def block(self, cid: bytes, block: bytes) -> None:
+        size = len(cid) + len(block)
+        if 127 < size < 16384:
+            self._parts += (bytes((size & 127 | 128, size >> 7)), cid, block)
+        else:
+            self._parts += (encode_varint(size), cid, block)
+        self._size += size
         if self._size >= _FLUSH_BYTES:
             self.flush()
-
-    def block(self, cid: Cid, block: bytes) -> None:
-        self.add(encode_car_block(cid, block))
 
     def flush(self) -> None:
         if self._parts:
@@ -290,23 +298,27 @@ def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
     """Write the whole tree in streamable order, records taken from one ordered scan (REPO-43)."""
     records = _scan_records(txn, repo.repo_id)
     nodes = _NodeReader(txn, repo.repo_id)
-    stack: list[Cid | tuple[bytes, Cid]] = [repo.head.data]
+    if repo.node_count <= _SMALL_REPO_NODES:
+        nodes.read_all()
+    stack: list[Cid | bytes] = [repo.head.data]
     while stack:
-        item = stack.pop()
-        if isinstance(item, tuple):
-            path, cid, block = next(records, ("", b"", b""))
-            if path.encode("ascii") != item[0] or cid != item[1]:
-                raise Corrupt(f"record index and tree of {repo.head.did} differ at {path}")
-            output.block(item[1], block)
+        cid = stack.pop()
+        if type(cid) is Cid:
+            node = nodes.take(cid)
+            output.block(cid, node.block)
+            stack += node.links
         else:
-            node, _rev = nodes.take(item, stack)
-            output.block(node.cid, node.block)
-            _push(stack, node)
+            path, found, block = next(records, ("", b"", b""))
+            if cid != found:
+                raise Corrupt(f"record index and tree of {repo.head.did} differ at {path}")
+            output.block(cid, block)
+    if next(records, None) is not None:
+        raise Corrupt(f"record index of {repo.head.did} has more than its tree")
 
 
 def _write_newer(txn: Txn, repo: Repo, since: Tid, output: _Output) -> None:
     """Write what was stored after `since`: an older node has nothing newer below it (REPO-45)."""
-    nodes = _NodeReader(txn, repo.repo_id)
+    source = _NodeReader(txn, repo.repo_id, newer_than=since)
     stack: list[Cid | tuple[bytes, Cid]] = [repo.head.data]
     while stack:
         item = stack.pop()
@@ -317,9 +329,10 @@ def _write_newer(txn: Txn, repo: Repo, since: Tid, output: _Output) -> None:
             if found[1] > since:
                 output.block(item[1], found[2])
             continue
-        node, rev = nodes.take(item, stack)
-        if rev > since:
-            output.block(node.cid, node.block)
+        stored = source.take(item)
+        if stored.rev > since:
+            node = decode_own_node(item, stored.block)
+            output.block(item, node.block)
             _push(stack, node)
 
 
@@ -334,28 +347,48 @@ def _push(stack: list[Cid | tuple[bytes, Cid]], node: Node) -> None:
         stack.append(children[0])
 
 
-class _NodeReader:
-    """Reads nodes in batches: the wanted one with those that come up next."""
+class _StoredNode(NamedTuple):
+    rev: Tid
+    block: bytes
+    links: list[Cid | bytes]
 
-    def __init__(self, txn: Txn, repo_id: int) -> None:
+
+class _NodeReader:
+    """Reads nodes ahead: a wanted one with some levels below it, a few statements for many."""
+
+    def __init__(self, txn: Txn, repo_id: int, *, newer_than: Tid | None = None) -> None:
         self._txn = txn
         self._repo_id = repo_id
-        self._ready: dict[Cid, tuple[Tid, bytes]] = {}
+        self._newer_than = newer_than
+        self._ready: dict[Cid, _StoredNode] = {}
 
-    def take(self, cid: Cid, stack: Sequence[Cid | tuple[bytes, Cid]]) -> tuple[Node, Tid]:
-        found = self._ready.pop(cid, None)
-        if found is None:
-            wanted = [cid]
-            for item in reversed(stack):
-                if len(wanted) == _PREFETCH_NODES:
-                    break
-                if not isinstance(item, tuple) and item not in self._ready:
-                    wanted.append(item)
-            self._ready.update(read_nodes(self._txn, self._repo_id, wanted))
-            found = self._ready.pop(cid, None)
-            if found is None:
+    def take(self, cid: Cid) -> _StoredNode:
+        """Return a node. Each is handed out once. Raises: MissingBlock, InvalidNode."""
+        node = self._ready.pop(cid, None)
+        if node is None:
+            self._read_ahead(cid)
+            node = self._ready.pop(cid, None)
+            if node is None:
                 raise MissingBlock(cid)
-        return decode_own_node(cid, found[1]), found[0]
+        return node
+
+    def read_all(self) -> None:
+        """Read all nodes by one statement: half the time, for repos that are not large."""
+        for cid, (rev, block) in list_nodes(self._txn, self._repo_id).items():
+            self._ready[cid] = _StoredNode(rev, block, read_links(cid, block))
+
+    def _read_ahead(self, cid: Cid) -> None:
+        frontier = [cid]
+        for _ in range(_PREFETCH_LEVELS):
+            below: list[Cid] = []
+            for found, (rev, block) in read_nodes(self._txn, self._repo_id, frontier).items():
+                links = read_links(found, block)
+                self._ready[found] = _StoredNode(rev, block, links)
+                if self._newer_than is None or rev > self._newer_than:
+                    below += [link for link in links if type(link) is Cid]
+            if not below or len(self._ready) + len(below) > _PREFETCH_NODES:
+                return
+            frontier = below
 
 
 def _scan_records(txn: Txn, repo_id: int) -> Iterator[tuple[str, bytes, bytes]]:

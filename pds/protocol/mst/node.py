@@ -14,6 +14,7 @@ equal to `cbor.encode`. Foreign bytes are parsed and encoded again: equal bytes 
 canonical CBOR with exactly the right fields and maximal prefixes.
 """
 
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
@@ -248,6 +249,33 @@ def _parse(block: bytes) -> tuple[list[bytes], list[Cid], list[Cid | None]]:
     if at + 3 != len(block):
         raise InvalidNode("node is cut short, or bytes follow it")
     return keys, values, children
+
+
+_LINKS_OF_ENTRY: Final = re.compile(
+    rb"at(?:\xf6|\xd8\x2aX%\x00(.{36}))av\xd8\x2aX%\x00(.{36})", re.DOTALL
+)
+
+
+def read_links(cid: Cid, block: bytes) -> list[Cid | bytes]:
+    """Return what one of our own nodes links to, last first: children as `Cid`, records as `bytes`.
+
+    For exports, which need the order and nothing else; a third of the cost of decoding. A key
+    cannot look like a link, because keys are ASCII.
+    Raises: InvalidNode, also for record links of unusual length.
+    """
+    if Cid.of_data(block) != cid:
+        raise InvalidNode("node bytes do not match their CID")
+    found = _LINKS_OF_ENTRY.findall(block)
+    if len(found) != _read_head(block, 3, 0x80)[0]:
+        raise InvalidNode("not a tree node")
+    links: list[Cid | bytes] = []
+    for child, record in reversed(found):
+        if child:
+            links.append(Cid(child))
+        links.append(record)
+    if block[-43:-36] == b"al" + _LINK:
+        links.append(Cid(block[-36:]))
+    return links
 
 
 def _read_head(block: bytes, at: int, major: int) -> tuple[int, int]:
