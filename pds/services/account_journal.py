@@ -44,13 +44,14 @@ from pds.services.account_draft import (
 )
 from pds.services.account_rows import AccountRows, Claim, NewRows, check_claim
 from pds.services.sessions import Opening
-from pds.store.accounts import Account
+from pds.store.accounts import Account, get_account_by_did
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.journal import (
     JournalRow,
     delete_journal,
     get_journal,
+    get_journal_by_id,
     insert_journal,
     list_journal,
     update_journal,
@@ -185,13 +186,21 @@ class AccountJournal:
         return await self._engine.transact("account.create", self._rows.insert, new)
 
     async def take_back(self, journal_id: int, draft: Draft, last: PlcOperation) -> Settled:
-        """Tombstone a DID that was made in this act, and forget the row (ACC-11)."""
+        """Tombstone a DID that was made in this act, and forget the row (ACC-11).
+
+        The row is marked first, so that nobody can complete the account any more. If it is gone,
+        somebody else settled the act while we were held up: an account that exists keeps its DID.
+        """
+        is_ours = await self._mark_undo(journal_id, draft)
+        if not is_ours:
+            account = await self._engine.read("account.get", get_account_by_did, draft.did)
+            if account is not None:
+                return Settled.COMPLETED
         tombstone = sign_operation(make_tombstone(last), self._rotation_signer)
         try:
             await self._submit(draft.did, tombstone)
         except RemoteError as error:
             _log.warning("account.tombstone_failed", did=draft.did, reason=str(error))
-            await self._mark_undo(journal_id, draft)
             return Settled.WAITING
         await self._engine.transact("account.forget", delete_journal, journal_id)
         return Settled.UNDONE
@@ -275,10 +284,11 @@ class AccountJournal:
             self._clock.now_us(),
         )
 
-    async def _mark_undo(self, journal_id: int, draft: Draft) -> None:
+    async def _mark_undo(self, journal_id: int, draft: Draft) -> bool:
+        """Mark the row, and return whether it was there."""
         state = encode_draft(draft.marked(DraftPhase.UNDO))
-        await self._engine.transact(
-            "account.mark_undo", _update, journal_id, state, 0, self._clock.now_us()
+        return await self._engine.transact(
+            "account.mark_undo", _mark, journal_id, state, self._clock.now_us()
         )
 
     async def _submit(self, did: Did, operation: PlcOperation) -> None:
@@ -303,3 +313,13 @@ def _reserve(txn: Txn, draft: Draft, now_us: int) -> int:
 
 def _update(txn: Txn, journal_id: int, state: bytes, attempts: int, now_us: int) -> None:
     update_journal(txn, journal_id, state=state, attempts=attempts, now_us=now_us)
+
+
+def _mark(txn: Txn, journal_id: int, state: bytes, now_us: int) -> bool:
+    row = get_journal_by_id(txn, journal_id)
+    if row is None:
+        return False
+    was_marked = decode_draft(row.state).phase is DraftPhase.UNDO
+    attempts = row.attempts + 1 if was_marked else 0
+    update_journal(txn, journal_id, state=state, attempts=attempts, now_us=now_us)
+    return True

@@ -11,7 +11,7 @@ from pds.errors import RequestError
 from pds.protocol.keys import Curve, make_signer
 from pds.protocol.syntax import Did, Handle, Tid
 from pds.services.account_cache import AccountCache
-from pds.services.account_draft import JOURNAL_KIND
+from pds.services.account_draft import JOURNAL_KIND, DraftPhase, decode_draft
 from pds.services.repo_txn import (
     create_repo,
     emit_account,
@@ -31,7 +31,7 @@ from pds.store.accounts import (
 )
 from pds.store.engine import Txn
 from pds.store.invites import insert_invite_use, is_invite_code_usable
-from pds.store.journal import delete_journal, get_journal, has_journal
+from pds.store.journal import delete_journal, get_journal, get_journal_by_id
 from pds.store.keystore import Keystore
 from pds.store.sessions import Session
 
@@ -106,8 +106,8 @@ class AccountRows:
         Raises: RequestError when something it claims was taken meanwhile.
         Spec: (ACC-11, SYNC-40, SYNC-41)
         """
-        if new.journal_id is not None and not has_journal(txn, new.journal_id):
-            raise RequestError("HandleNotAvailable", "The account was settled already")
+        if new.journal_id is not None:
+            _check_open(txn, new.journal_id)
         check_claim(txn, new.claim, new.journal_id)
         aid = insert_account(
             txn,
@@ -152,3 +152,10 @@ class AccountRows:
         emit_sync(
             txn, aid, new.did, finished.signed.cid, finished.signed.block, rev=finished.plan.rev
         )
+
+
+def _check_open(txn: Txn, journal_id: int) -> None:
+    """Refuse an act that was settled by somebody else while its owner was held up."""
+    row = get_journal_by_id(txn, journal_id)
+    if row is None or decode_draft(row.state).phase is not DraftPhase.OPEN:
+        raise RequestError("HandleNotAvailable", "The account was settled meanwhile")

@@ -60,9 +60,10 @@ def list_journal(txn: Txn, kind: str, *, limit: int = 500) -> list[JournalRow]:
     return [_journal_row(row) for row in rows]
 
 
-def has_journal(txn: Txn, journal_id: int) -> bool:
-    """Whether the act is still open."""
-    return txn.read_one("SELECT 1 FROM journal WHERE journal_id = ?", (journal_id,)) is not None
+def get_journal_by_id(txn: Txn, journal_id: int) -> JournalRow | None:
+    """Return an act if it is still open."""
+    row = txn.read_one(f"SELECT {_COLUMNS} FROM journal WHERE journal_id = ?", (journal_id,))
+    return None if row is None else _journal_row(row)
 
 
 def update_journal(txn: Txn, journal_id: int, *, state: bytes, attempts: int, now_us: int) -> None:

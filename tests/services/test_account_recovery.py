@@ -127,6 +127,8 @@ async def give_the_handle_back(host: CreationHost) -> None:
 @pytest.mark.parametrize(
     ("when", "what"),
     [
+        ("before", "account.mark_undo"),
+        ("after", "account.mark_undo"),
         ("before", "plc.tombstone"),
         ("after", "plc.tombstone"),
         ("before", "account.forget"),
@@ -205,6 +207,39 @@ async def test_young_rows_of_another_node_are_left_alone(host: CreationHost) -> 
     host.clock.advance(30)
     assert (await host.accounts.recover(now=False))[Settled.COMPLETED] == 1
     await assert_whole(host)
+
+
+async def test_act_completed_by_another_node_keeps_its_identity(host: CreationHost) -> None:
+    """The owner was held up for longer than the grace; the other node's work stands."""
+    other = CreationHost(
+        real_engine=host.real_engine,
+        clock=host.clock,
+        plc=host.plc,
+        plc_client=host.plc_client,
+        passwords=host.passwords,
+        resolver=host.resolver,
+        settings=host.settings,
+    )
+
+    async def settle_elsewhere() -> None:
+        assert (await other.accounts.recover(now=True))[Settled.COMPLETED] == 1
+
+    host.after_submit = settle_elsewhere
+    with pytest.raises(RequestError, match="settled meanwhile"):
+        await host.accounts.create(host.request())
+    await assert_whole(host)
+
+
+async def test_act_given_up_by_another_node_is_not_completed(host: CreationHost) -> None:
+    """The other node asked the directory before the operation was there."""
+
+    async def forget_elsewhere() -> None:
+        await host.real_engine.transact("test", lambda txn: txn.write("DELETE FROM journal"))
+
+    host.after_submit = forget_elsewhere
+    with pytest.raises(RequestError, match="settled meanwhile"):
+        await host.accounts.create(host.request())
+    await assert_nothing(host)
 
 
 async def test_row_that_cannot_be_read_stops_no_other(host: CreationHost) -> None:

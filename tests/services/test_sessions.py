@@ -445,3 +445,33 @@ async def test_describe_shows_the_placeholder_for_an_account_without_handle(
     principal = await host.sessions.authenticate_access(tokens.access)
     view = await host.sessions.describe(principal)
     assert (view.handle, view.tokens) == ("handle.invalid", None)
+
+
+async def test_login_flood_does_not_slow_down_others(host: SessionHost) -> None:
+    """Promise B4: ordinary requests under 500 ms, what does not fit in the queue gets 429."""
+    await host.add_account()
+    tokens = await login(host)
+    sessions = Sessions(
+        engine=host.engine,
+        clock=host.clock,
+        wall=host.clock,
+        accounts=host.cache,
+        tokens=host.tokens,
+        passwords=host.passwords,
+        settings=SessionSettings(login_floor_s=0.0, limits=None),
+    )
+    flood = [
+        asyncio.ensure_future(refusal(sessions.login("alice.pds.test", "wrong password")))
+        for _ in range(60)
+    ]
+    loop = asyncio.get_running_loop()
+    waits = []
+    while not all(attempt.done() for attempt in flood):
+        started = loop.time()
+        await host.sessions.authenticate_access(tokens.access)
+        await host.engine.read("test", lambda txn: txn.read("SELECT 1"))
+        waits.append(loop.time() - started)
+        await asyncio.sleep(0.005)
+    answers = {attempt.result() for attempt in flood}
+    assert answers == {("AuthenticationRequired", 401), ("RateLimitExceeded", 429)}
+    assert sorted(waits)[int(len(waits) * 0.95)] < 0.5

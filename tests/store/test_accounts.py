@@ -197,6 +197,7 @@ async def test_journal_row_reserves_its_subject(engine: Engine) -> None:
     await engine.transact("test", update)
     row = await engine.read("test", journal.get_journal, "a", "x")
     assert row == journal.JournalRow(journal_id, "a", "x", b"t", 1, 9, 3)
+    assert await engine.read("test", journal.get_journal_by_id, journal_id) == row
     await engine.transact("test", journal.delete_journal, journal_id)
-    assert not await engine.read("test", journal.has_journal, journal_id)
+    assert await engine.read("test", journal.get_journal_by_id, journal_id) is None
     assert await engine.read("test", journal.list_journal, "a") == []
