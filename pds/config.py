@@ -189,20 +189,21 @@ class Config:
         return self.host.hostname == "localhost"
 
     @property
+    def netloc(self) -> str:
+        """Host name as relays and URLs have it; a local server's with its port."""
+        return f"localhost:{self.listener.port}" if self.is_local else self.host.hostname
+
+    @property
     def public_url(self) -> str:
         """Where clients reach this server."""
-        if self.is_local:
-            return f"http://localhost:{self.listener.port}"
-        return f"https://{self.host.hostname}"
+        return f"{'http' if self.is_local else 'https'}://{self.netloc}"
 
     @property
     def service_did(self) -> str:
         """The DID of this server; a local one carries its port, so that it can be resolved."""
         if self.host.service_did:
             return self.host.service_did
-        if self.is_local:
-            return f"did:web:localhost%3A{self.listener.port}"
-        return f"did:web:{self.host.hostname}"
+        return f"did:web:{self.netloc.replace(':', '%3A')}"
 
     @property
     def handle_domains(self) -> tuple[str, ...]:

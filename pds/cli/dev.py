@@ -33,7 +33,9 @@ PLC_FILE: Final = "plc.jsonl"
 
 
 @click.command()
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port of the server; 0 picks.")
+@click.option(
+    "--port", default=DEFAULT_PORT, show_default=True, help="Port of the server; 0 picks."
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
