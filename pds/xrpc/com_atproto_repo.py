@@ -1,5 +1,6 @@
 """com.atproto.repo.*: write and read records, describe a repo."""
 
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from pds.errors import ProtocolError, RequestError
@@ -7,8 +8,10 @@ from pds.protocol.cid import Cid, parse_cid
 from pds.protocol.data import Json
 from pds.protocol.repo import UNSET, Action, Unset
 from pds.services.principal import Principal
-from pds.services.repos import RecordWrite, WriteOutcome, WriteResult
-from pds.xrpc.server import Auth, Call, MethodTable
+from pds.services.repos import RecordWrite, RepoUnknown, WriteOutcome, WriteResult
+from pds.xrpc.auth import Auth, authenticate
+from pds.xrpc.proxy import proxy_call
+from pds.xrpc.server import Answer, Call, MethodTable
 
 routes: Final = MethodTable()
 
@@ -80,12 +83,21 @@ async def apply_writes(call: Call) -> Json:
 
 
 @routes.method("com.atproto.repo.getRecord", auth=Auth.NONE)
-async def get_record(call: Call) -> bytes:
-    """Return one record."""
+async def get_record(call: Call) -> Answer:
+    """Return one record; those of other hosts are asked of the AppView, for signed-in callers."""
     params = call.params
-    return await call.services.repos.get_record(
-        params["repo"], params["collection"], params["rkey"], cid=params.get("cid")
+    try:
+        return await call.services.repos.get_record(
+            params["repo"], params["collection"], params["rkey"], cid=params.get("cid")
+        )
+    except RepoUnknown as error:
+        if "Authorization" not in call.request.headers:
+            uri = f"at://{params['repo']}/{params['collection']}/{params['rkey']}"
+            raise RequestError("RecordNotFound", f"Could not locate record: {uri}") from error
+    principal, token = await authenticate(
+        Auth.SESSION, request=call.request, services=call.services, nsid=call.nsid
     )
+    return await proxy_call(replace(call, principal=principal, token=token))
 
 
 @routes.method("com.atproto.repo.listRecords", auth=Auth.NONE)
