@@ -25,7 +25,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.errors import ConfigError, NotResolvable, RemoteError, RequestError
 from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.diddoc import DidDocument
@@ -123,6 +123,8 @@ class AccountCreation:
         mailer: Mailer,
         settings: CreationSettings,
     ) -> None:
+        """Take parts and settings; raises ConfigError for a recovery key that is none."""
+        _check_operator_key(settings.recovery_did_key)
         self._engine = engine
         self._clock = clock
         self._keystore = keystore
@@ -364,6 +366,17 @@ class AccountCreation:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # Seen, also if the caller has left.
+
+
+def _check_operator_key(did_key: str | None) -> None:
+    """Refuse to start with a key that every sign-up would fail on."""
+    if did_key is None:
+        return
+    try:
+        parse_did_key(did_key)
+    except InvalidKey as error:
+        message = "PDS_RECOVERY_DID_KEY is not a did:key of a P-256 or K-256 key"
+        raise ConfigError(message) from error
 
 
 def _refused(message: str) -> RequestError:

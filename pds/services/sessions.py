@@ -290,6 +290,7 @@ class Sessions:
         successor: for clients that lost the answer. Spec: (XRPC-25)
         """
         claims = self._tokens.parse_refresh(token, now_s=self._wall.now_us() / US_PER_S)
+        known = await self._accounts.get(claims.did)
         session, account = await self._engine.transact(
             "session.refresh",
             self._rotate,
@@ -297,6 +298,7 @@ class Sessions:
             claims.did,
             secrets.token_urlsafe(32),
             self._clock.now_us(),
+            accounts=() if known is None else (known.aid,),
         )
         return await self._view(account, session)
 

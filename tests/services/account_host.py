@@ -12,7 +12,7 @@ from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
 from pds.store.accounts import insert_account
 from pds.store.engine import Engine, Txn
-from pds.store.sqlite import SqliteEngine, SqliteSettings
+from tests.suites.engines import open_engine
 
 SERVICE_DID = "did:web:pds.test"
 SECRET = "a secret of the tests, long enough"
@@ -109,16 +109,6 @@ def make_sessions(host: "SessionHost") -> Sessions:
         passwords=host.passwords,
         settings=SessionSettings(login_floor_s=0.0),
     )
-
-
-@asynccontextmanager
-async def open_engine(folder: Path, clock: SettableClock) -> AsyncIterator[SqliteEngine]:
-    engine = SqliteEngine(SqliteSettings(folder / "pds.sqlite"), clock)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 @asynccontextmanager

@@ -32,7 +32,8 @@ from pds.services.sessions import Sessions, SessionSettings
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import Keystore
 from tests.fakes.plc import FakePlc, running_plc
-from tests.services.account_host import SECRET, SERVICE_DID, SettableClock, open_engine
+from tests.services.account_host import SECRET, SERVICE_DID, SettableClock
+from tests.suites.engines import open_engine
 
 PUBLIC_URL = "https://pds.test"
 PASSWORD = "correct horse battery"
@@ -218,19 +219,19 @@ async def creation_host(folder: Path, **settings: Any) -> AsyncIterator[Creation
     passwords = Passwords()
     http = TrustedClient(HttpSettings.trusted(user_agent="tests", allow_private=True))
     options = {"invite_required": False, **settings}
-    async with open_engine(folder, clock) as engine, running_plc(rate_limits=None) as plc:
-        host = CreationHost(
-            real_engine=engine,
-            clock=clock,
-            plc=plc,
-            plc_client=PlcClient(plc.url, http),
-            passwords=passwords,
-            resolver=TableResolver(plc),
-            settings=CreationSettings(public_url=PUBLIC_URL, service_name="Tests", **options),
-        )
-        try:
+    try:
+        async with open_engine(folder, clock) as engine, running_plc(rate_limits=None) as plc:
+            host = CreationHost(
+                real_engine=engine,
+                clock=clock,
+                plc=plc,
+                plc_client=PlcClient(plc.url, http),
+                passwords=passwords,
+                resolver=TableResolver(plc),
+                settings=CreationSettings(public_url=PUBLIC_URL, service_name="Tests", **options),
+            )
             yield host
-        finally:
             await host.accounts.close()
-            await http.close()
-            passwords.close()
+    finally:
+        await http.close()
+        passwords.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pds.errors import RequestError, Unreachable
+from pds.errors import ConfigError, RequestError, Unreachable
 from pds.protocol.car import read_car
 from pds.protocol.commit import decode_commit, verify_commit
 from pds.protocol.keys import make_signer, parse_did_key
@@ -115,6 +115,13 @@ async def test_rotation_keys_are_user_operator_server(tmp_path: Path) -> None:
         state = host.plc.directory.get_state(view.did)
         assert state is not None
         assert state.rotation_keys == (USER_KEY, OPERATOR_KEY, ROTATION.public_key.did_key)
+
+
+async def test_operator_key_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    """ACC-14."""
+    with pytest.raises(ConfigError, match="PDS_RECOVERY_DID_KEY"):
+        async with creation_host(tmp_path, recovery_did_key="did:key:zgarbage"):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pds.protocol.syntax import Did, Handle
 from pds.store import accounts, app_passwords, journal, sessions
 from pds.store.accounts import Account, AccountStatus
 from pds.store.engine import Engine, Txn
-from tests.services.account_host import SettableClock, open_engine
+from tests.services.account_host import SettableClock
+from tests.suites.engines import open_engine
 
 
 @pytest.fixture
