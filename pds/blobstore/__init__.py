@@ -1,0 +1,1 @@
+"""Bytes of blobs: one interface, several places to keep them."""

@@ -1,0 +1,338 @@
+"""Blobs as clients use them: upload, download, lists, and the collection of what nobody needs.
+
+An upload is hashed while it streams in, its bytes are durable before its row exists, and the row
+exists before the client has an answer. Bytes of blobs without a row are deleted by jobs; a lock per
+blob keeps such a job from deleting what an upload of the same bytes is just storing.
+
+Small blobs are hashed again before they are served: a flipped bit on the disk is never handed out
+as truth. Larger ones are checked by `scrub`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from pds.blobstore.base import BlobKey, BlobMissing, BlobStore
+from pds.errors import Corrupt, RequestError
+from pds.protocol.cid import Cid, InvalidCid, parse_cid
+from pds.protocol.data import Json
+from pds.protocol.syntax import InvalidSyntax, Tid, parse_tid
+from pds.services.availability import check_available, repo_not_found
+from pds.services.mime import choose_mime_type
+from pds.services.principal import Principal
+from pds.services.settings import setting
+from pds.store.accounts import get_account_by_aid
+from pds.store.blobs import (
+    Blob,
+    MissingBlob,
+    collect_temporary,
+    forget_garbage,
+    get_blob,
+    insert_upload,
+    known_blobs,
+    list_blobs,
+    list_garbage,
+    list_missing_blobs,
+)
+from pds.store.clock import Clock
+from pds.store.engine import Engine, Txn
+from pds.store.repos import AccountRepo, find_account_repo
+
+CHECKED_BYTES: Final = 1 << 20
+"""Blobs up to this size are hashed before each download (0.6 ms per MB)."""
+MIN_TEMPORARY_S: Final = 3600
+"""A client may take an hour between upload and record: the protocol's lower bound (XRPC-82)."""
+JOB_ROWS: Final = 500
+ORPHAN_AGE_US: Final = 6 * 3600 * 1_000_000
+"""Bytes without a row younger than this may belong to an upload under way."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSettings:
+    """What the operator can set."""
+
+    temporary_s: int = setting(
+        "PDS_BLOB_TEMPORARY_S",
+        "Seconds that an upload waits for a record that refers to it; at least 3600.",
+        default=24 * 3600,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlob:
+    """A blob that may be served; `content` is there for small ones, already checked."""
+
+    key: BlobKey
+    mime_type: str
+    size: int
+    content: bytes | None
+
+
+class Blobs:
+    """The blobs of this host's accounts."""
+
+    def __init__(
+        self, *, engine: Engine, clock: Clock, store: BlobStore, settings: BlobSettings
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._store = store
+        self._temporary_us = max(settings.temporary_s, MIN_TEMPORARY_S) * 1_000_000
+        self._locks: dict[BlobKey, _Lock] = {}
+
+    async def upload(
+        self,
+        aid: int,
+        chunks: AsyncIterator[bytes],
+        *,
+        declared_type: str | None,
+        declared_size: int | None = None,
+    ) -> Json:
+        """Take in a blob and return its reference as JSON.
+
+        The size limit is the stream's to keep. Raises: RequestError `InvalidRequest` for a length
+        that is not the announced one or a blob that was taken down, `AccountTakedown` 401,
+        `AccountNotFound` 403; Unavailable. Spec: blob#blob-metadata (XRPC-80, XRPC-81, XRPC-83)
+        """
+        async with self._store.stage(chunks) as staged:
+            if declared_size is not None and declared_size != staged.size:
+                raise RequestError(
+                    "InvalidRequest",
+                    f"Content-Length is {declared_size}, but {staged.size} bytes came",
+                )
+            mime_type = choose_mime_type(staged.head, declared_type)
+            key = BlobKey(aid, staged.cid)
+            with self._locked(key) as lock:
+                async with lock:
+                    await staged.store(aid)
+                    blob = await self._engine.transact(
+                        "blob.upload",
+                        _note_upload,
+                        key,
+                        mime_type,
+                        staged.size,
+                        self._clock.now_us(),
+                        accounts=(aid,),
+                    )
+        return {
+            "$type": "blob",
+            "ref": {"$link": str(blob.cid)},
+            "mimeType": blob.mime_type,
+            "size": blob.size,
+        }
+
+    async def open(self, did: str, cid: str, *, principal: Principal | None = None) -> OpenBlob:
+        """Find a blob that may be served to this caller.
+
+        Raises: RequestError `BlobNotFound` and those of `check_available`; Corrupt when the stored
+        bytes are not those of the CID. Spec: XRPC-87
+        """
+        key, blob = await self._engine.read("blob.open", _find, did, _parse_cid(cid), principal)
+        if blob.size > CHECKED_BYTES:
+            if await self._store.stat(key) is None:
+                raise self._lost(key)
+            return OpenBlob(key, blob.mime_type, blob.size, None)
+        try:
+            content = b"".join([chunk async for chunk in self._store.open(key)])
+        except BlobMissing:
+            raise self._lost(key) from None
+        if Cid.of_raw(content) != key.cid:
+            raise Corrupt(f"blob {key.cid} of account {key.aid} is damaged")
+        return OpenBlob(key, blob.mime_type, blob.size, content)
+
+    def read(self, blob: OpenBlob, start: int, length: int) -> AsyncIterator[bytes]:
+        """Yield a part of an open blob."""
+        return self._store.open(blob.key, start=start, length=length)
+
+    async def list_stored(
+        self,
+        did: str,
+        *,
+        since: str | None = None,
+        cursor: str | None = None,
+        limit: int = 500,
+        principal: Principal | None = None,
+    ) -> tuple[list[Cid], str | None]:
+        """Return a page of blobs that records refer to, and where the next one begins.
+
+        Raises: RequestError `InvalidRequest` for a bad cursor or rev, and those of
+        `check_available`. Spec: SYNC-70, SYNC-73
+        """
+        after = None if cursor is None else _parse_cursor(cursor)
+        rev = None if since is None else _parse_since(since)
+
+        def read(txn: Txn) -> list[Cid]:
+            account = _account(txn, did, principal)
+            if account.repo is None:
+                return []
+            return list_blobs(txn, account.repo.repo_id, since=rev, after=after, limit=limit + 1)
+
+        return _page(await self._engine.read("blob.list", read), limit)
+
+    async def list_missing(
+        self, aid: int, *, cursor: str | None = None, limit: int = 500
+    ) -> tuple[list[tuple[str, MissingBlob]], str | None]:
+        """Return blobs that records of the account refer to and that are not here (XRPC-86)."""
+        after = None if cursor is None else _parse_cursor(cursor)
+
+        def read(txn: Txn) -> list[tuple[str, MissingBlob]]:
+            account = get_account_by_aid(txn, aid)
+            if account is None or account.repo_id is None:
+                return []
+            found = list_missing_blobs(txn, aid, account.repo_id, after=after, limit=limit + 1)
+            return [(f"at://{account.did}/{blob.path}", blob) for blob in found]
+
+        found = await self._engine.read("blob.list_missing", read)
+        more = len(found) > limit
+        return found[:limit], str(found[limit - 1][1].cid) if more else None
+
+    async def collect(self) -> int:
+        """Discard overdue temporary blobs, then delete the bytes of discarded blobs.
+
+        Returns how many blobs' bytes were deleted. A job of the background (XRPC-82, XRPC-85).
+        """
+        while True:
+            now_us = self._clock.now_us()
+            found = await self._engine.transact(
+                "blob.collect_temporary",
+                _collect_temporary,
+                now_us - self._temporary_us,
+                now_us,
+                bulk=True,
+            )
+            if found < JOB_ROWS:
+                break
+        deleted = 0
+        while True:
+            batch = await self._engine.read("blob.list_garbage", _list_garbage)
+            for aid, cid in batch:
+                deleted += await self._delete(BlobKey(aid, cid))
+            if len(batch) < JOB_ROWS:
+                return deleted
+
+    async def sweep_orphans(self) -> int:
+        """Delete bytes that have no row: uploads that a crash cut off before their row was made."""
+        before = self._clock.now_us() - ORPHAN_AGE_US
+        deleted = 0
+        batch: list[BlobKey] = []
+        async for key, stat in self._store.list():
+            if stat.modified_at < before:
+                batch.append(key)
+            if len(batch) >= JOB_ROWS:
+                deleted += await self._delete_unknown(batch)
+                batch = []
+        return deleted + await self._delete_unknown(batch)
+
+    async def scrub(self) -> AsyncIterator[tuple[BlobKey, bool]]:
+        """Read every stored blob and yield whether its bytes are those of its CID."""
+        async for key, _ in self._store.list():
+            digest = sha256()
+            async for chunk in self._store.open(key):
+                digest.update(chunk)
+            yield key, Cid.of_raw_digest(digest.digest()) == key.cid
+
+    async def _delete_unknown(self, keys: list[BlobKey]) -> int:
+        known = await self._engine.read(
+            "blob.known", known_blobs, [(key.aid, key.cid) for key in keys]
+        )
+        return sum([await self._delete(key) for key in keys if (key.aid, key.cid) not in known])
+
+    async def _delete(self, key: BlobKey) -> bool:
+        """Delete the bytes of a blob unless it has a row again."""
+        with self._locked(key) as lock:
+            async with lock:
+                row = await self._engine.read("blob.get", get_blob, key.aid, key.cid)
+                gone = row is None and await self._store.delete(key)
+                await self._engine.transact(
+                    "blob.forget_garbage", forget_garbage, [(key.aid, key.cid)], bulk=True
+                )
+        return gone
+
+    def _lost(self, key: BlobKey) -> RequestError:
+        _log.error("blob.lost", extra={"aid": key.aid, "cid": str(key.cid)})
+        return RequestError("BlobNotFound", "Blob not found")
+
+    @contextmanager
+    def _locked(self, key: BlobKey) -> Iterator[asyncio.Lock]:
+        lock = self._locks.setdefault(key, _Lock())
+        lock.users += 1
+        try:
+            yield lock.lock
+        finally:
+            lock.users -= 1
+            if lock.users == 0:
+                del self._locks[key]
+
+
+class _Lock:
+    """A lock that goes away with its last user."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+def _note_upload(txn: Txn, key: BlobKey, mime_type: str, size: int, now_us: int) -> Blob:
+    account = get_account_by_aid(txn, key.aid)
+    if account is None:
+        raise RequestError("AccountNotFound", "Account not found", 403)
+    if account.takedown_ref is not None:
+        raise RequestError("AccountTakedown", "Account has been taken down", 401)
+    return insert_upload(txn, key.aid, cid=key.cid, mime_type=mime_type, size=size, now_us=now_us)
+
+
+def _collect_temporary(txn: Txn, before_us: int, now_us: int) -> int:
+    return collect_temporary(txn, before_us=before_us, now_us=now_us, limit=JOB_ROWS)
+
+
+def _list_garbage(txn: Txn) -> list[tuple[int, Cid]]:
+    return list_garbage(txn, limit=JOB_ROWS)
+
+
+def _account(txn: Txn, did: str, principal: Principal | None) -> AccountRepo:
+    account = find_account_repo(txn, did)
+    if account is None:
+        raise repo_not_found(did)
+    check_available(account, principal)
+    return account
+
+
+def _find(txn: Txn, did: str, cid: Cid, principal: Principal | None) -> tuple[BlobKey, Blob]:
+    account = _account(txn, did, principal)
+    blob = get_blob(txn, account.aid, cid)
+    if blob is None or blob.is_temporary or blob.is_taken_down:
+        raise RequestError("BlobNotFound", "Blob not found")
+    return BlobKey(account.aid, cid), blob
+
+
+def _page(found: "list[Cid]", limit: int) -> "tuple[list[Cid], str | None]":
+    return found[:limit], str(found[limit - 1]) if len(found) > limit else None
+
+
+def _parse_cid(text: str) -> Cid:
+    try:
+        return parse_cid(text)
+    except InvalidCid as error:
+        raise RequestError("InvalidRequest", f"Invalid CID: {error}") from error
+
+
+def _parse_cursor(cursor: str) -> Cid:
+    try:
+        return parse_cid(cursor)
+    except InvalidCid as error:
+        raise RequestError("InvalidRequest", f"Invalid cursor: {error}") from error
+
+
+def _parse_since(since: str) -> Tid:
+    try:
+        return parse_tid(since)
+    except InvalidSyntax as error:
+        raise RequestError("InvalidRequest", f"Invalid since: {error}") from error

@@ -1,0 +1,221 @@
+"""Blob rows: what an account holds, what its records refer to, and what may be deleted.
+
+A blob is *temporary* until a record refers to it (`stored_at` is null), then it is kept as long as
+a record of the account does. A row that goes leaves a line in `blob_garbage`, in the same
+transaction, and a later job deletes the bytes; so no row is ever without bytes because of us.
+
+References stand in `blob_ref` whether or not the bytes are here: an imported repo may come before
+its blobs (XRPC-86).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pds.errors import RequestError
+from pds.protocol.cid import Cid
+from pds.protocol.data import BlobRef
+from pds.store.engine import Txn
+
+_COLUMNS: Final = "cid, mime_type, size, created_at, stored_at, takedown_ref"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob that an account holds; instants in unix microseconds."""
+
+    cid: Cid
+    mime_type: str
+    size: int
+    created_at: int
+    stored_at: int | None
+    takedown_ref: str | None
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether no record has referred to it yet."""
+        return self.stored_at is None
+
+    @property
+    def is_taken_down(self) -> bool:
+        """Whether the operator has hidden it."""
+        return self.takedown_ref is not None
+
+
+@dataclass(frozen=True, slots=True)
+class MissingBlob:
+    """A blob that a record refers to and that is not here."""
+
+    cid: Cid
+    path: str
+
+
+def get_blob(txn: Txn, aid: int, cid: Cid) -> Blob | None:
+    """Return a blob of an account, in whatever state."""
+    row = txn.read_one(f"SELECT {_COLUMNS} FROM blob WHERE aid = ? AND cid = ?", (aid, cid))
+    return None if row is None else Blob(Cid(row[0]), *row[1:])
+
+
+def insert_upload(txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, now_us: int) -> Blob:
+    """Note an upload whose bytes are stored, and return the row.
+
+    A blob that is there already keeps its type; a temporary one starts its time anew. If a record
+    refers to the CID already, the blob is permanent at once.
+
+    Raises: RequestError `InvalidRequest` when the blob was taken down. Spec: XRPC-83, XRPC-86
+    """
+    known = get_blob(txn, aid, cid)
+    if known is not None and known.is_taken_down:
+        raise RequestError("InvalidRequest", "This blob has been taken down and is not accepted")
+    txn.write("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
+    if known is None:
+        stored_at = now_us if _is_referenced(txn, aid, cid) else None
+        txn.write(
+            f"INSERT INTO blob (aid, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL)",
+            (aid, cid, mime_type, size, now_us, stored_at),
+        )
+        return Blob(cid, mime_type, size, now_us, stored_at, None)
+    if known.is_temporary:
+        txn.write("UPDATE blob SET created_at = ? WHERE aid = ? AND cid = ?", (now_us, aid, cid))
+    return known
+
+
+def claim_blobs(
+    txn: Txn, aid: int, repo_id: int, path: str, refs: Iterable[BlobRef], *, now_us: int, rev: str
+) -> None:
+    """Let the record at `path` refer to blobs; temporary ones become permanent.
+
+    Raises: RequestError `BlobNotFound` for one that is missing or taken down, `InvalidMimeType` or
+    `InvalidSize` for a temporary one that is not what the record says. Spec: XRPC-84
+    """
+    for ref in refs:
+        blob = get_blob(txn, aid, ref.cid)
+        if blob is None or blob.is_taken_down:
+            raise RequestError("BlobNotFound", f"Could not find blob: {ref.cid}")
+        if blob.is_temporary:
+            if ref.mime_type != blob.mime_type:
+                raise RequestError(
+                    "InvalidMimeType",
+                    f"Referenced MIME type does not match the uploaded blob: "
+                    f"{ref.mime_type}, uploaded as {blob.mime_type}",
+                )
+            if ref.size != blob.size:
+                raise RequestError(
+                    "InvalidSize",
+                    f"Referenced size does not match the uploaded blob: "
+                    f"{ref.size}, uploaded {blob.size} bytes",
+                )
+            txn.write(
+                "UPDATE blob SET stored_at = ? WHERE aid = ? AND cid = ?", (now_us, aid, ref.cid)
+            )
+        txn.write(
+            "INSERT INTO blob_ref (repo_id, cid, path, rev) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (repo_id, cid, path) DO UPDATE SET rev = excluded.rev",
+            (repo_id, ref.cid, path, rev),
+        )
+
+
+def release_blobs(
+    txn: Txn, aid: int, repo_id: int, path: str, *, keep: Iterable[BlobRef], now_us: int
+) -> None:
+    """Drop the references of the record at `path` but those in `keep`.
+
+    A blob that no record of the account refers to any more loses its row, and its bytes are
+    queued for deletion. Spec: XRPC-85
+    """
+    kept = {ref.cid for ref in keep}
+    rows = txn.read("SELECT cid FROM blob_ref WHERE repo_id = ? AND path = ?", (repo_id, path))
+    for (raw,) in rows:
+        cid = Cid(raw)
+        if cid in kept:
+            continue
+        txn.write(
+            "DELETE FROM blob_ref WHERE repo_id = ? AND cid = ? AND path = ?", (repo_id, cid, path)
+        )
+        blob = get_blob(txn, aid, cid)
+        # What was taken down stays known, or a new upload would bring it back.
+        if blob is not None and not blob.is_taken_down and not _is_referenced(txn, aid, cid):
+            _discard(txn, aid, cid, now_us)
+
+
+def list_blobs(
+    txn: Txn, repo_id: int, *, since: str | None, after: Cid | None, limit: int
+) -> list[Cid]:
+    """Return CIDs that current records refer to, ascending; `since` is a rev (SYNC-70)."""
+    rows = txn.read(
+        "SELECT DISTINCT cid FROM blob_ref WHERE repo_id = ? AND cid > ? AND rev > ?"
+        " ORDER BY cid LIMIT ?",
+        (repo_id, after or b"", since or "", limit),
+    )
+    return [Cid(row[0]) for row in rows]
+
+
+def list_missing_blobs(
+    txn: Txn, aid: int, repo_id: int, *, after: Cid | None, limit: int
+) -> list[MissingBlob]:
+    """Return blobs that records refer to and that are not here, ascending by CID (XRPC-86)."""
+    rows = txn.read(
+        "SELECT r.cid, min(r.path) FROM blob_ref r WHERE r.repo_id = ? AND r.cid > ?"
+        " AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.aid = ? AND b.cid = r.cid)"
+        " GROUP BY r.cid ORDER BY r.cid LIMIT ?",
+        (repo_id, after or b"", aid, limit),
+    )
+    return [MissingBlob(Cid(cid), path) for cid, path in rows]
+
+
+def collect_temporary(txn: Txn, *, before_us: int, now_us: int, limit: int) -> int:
+    """Discard temporary blobs uploaded before an instant; returns how many (XRPC-82)."""
+    rows = txn.read(
+        "SELECT aid, cid FROM blob WHERE stored_at IS NULL AND takedown_ref IS NULL"
+        " AND created_at < ? ORDER BY created_at LIMIT ?",
+        (before_us, limit),
+    )
+    for aid, cid in rows:
+        _discard(txn, aid, Cid(cid), now_us)
+    return len(rows)
+
+
+def list_garbage(txn: Txn, *, limit: int) -> list[tuple[int, Cid]]:
+    """Return blobs whose bytes are to be deleted, the oldest first."""
+    rows = txn.read("SELECT aid, cid FROM blob_garbage ORDER BY queued_at LIMIT ?", (limit,))
+    return [(aid, Cid(cid)) for aid, cid in rows]
+
+
+def forget_garbage(txn: Txn, keys: Sequence[tuple[int, Cid]]) -> None:
+    """Note that the bytes are gone."""
+    txn.write_many("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", list(keys))
+
+
+def known_blobs(txn: Txn, keys: Sequence[tuple[int, Cid]]) -> set[tuple[int, Cid]]:
+    """Return those of `keys` that have a row."""
+    return {key for key in keys if get_blob(txn, *key) is not None}
+
+
+def count_blobs(txn: Txn, aid: int, repo_id: int) -> tuple[int, int]:
+    """Return how many blobs records refer to, and how many of these are here (ACC-51)."""
+    rows = txn.read(
+        "SELECT count(*), count(b.cid) FROM"
+        " (SELECT DISTINCT cid FROM blob_ref WHERE repo_id = ?) r"
+        " LEFT JOIN blob b ON b.aid = ? AND b.cid = r.cid",
+        (repo_id, aid),
+    )
+    return rows[0][0], rows[0][1]
+
+
+def _is_referenced(txn: Txn, aid: int, cid: Cid) -> bool:
+    """Whether a record of any generation of the account's repo refers to the blob."""
+    row = txn.read_one(
+        "SELECT 1 FROM repo p JOIN blob_ref r ON r.repo_id = p.repo_id"
+        " WHERE p.aid = ? AND r.cid = ? LIMIT 1",
+        (aid, cid),
+    )
+    return row is not None
+
+
+def _discard(txn: Txn, aid: int, cid: Cid, now_us: int) -> None:
+    txn.write("DELETE FROM blob WHERE aid = ? AND cid = ?", (aid, cid))
+    txn.write(
+        "INSERT INTO blob_garbage (aid, cid, queued_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (aid, cid) DO UPDATE SET queued_at = excluded.queued_at",
+        (aid, cid, now_us),
+    )
