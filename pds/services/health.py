@@ -1,6 +1,7 @@
 """Whether this server does its work: the database answers, and writes are not stopped."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +10,7 @@ from pds.errors import StoreError
 from pds.store.engine import Engine, HealthStatus, Txn
 
 PROBE_TIMEOUT_S: Final = 5.0
+REMEMBER_S: Final = 1.0
 
 Probe = Callable[[], Awaitable[None]]
 """Raises when the thing it asks about does not work."""
@@ -30,19 +32,40 @@ class HealthReport:
 class Health:
     """Asks the parts of the server how they are."""
 
-    def __init__(self, *, engine: Engine, version: str, blobs: Probe | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        version: str,
+        blobs: Probe | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._version = version
         self._blobs = blobs
+        self._monotonic = monotonic
+        self._well = HealthReport(version)
+        self._well_until_s = float("-inf")
 
     async def check(self) -> HealthReport:
+        """Return how things are; good news is up to a second old, bad news is new.
+
+        So a crowd that asks costs no more than one who does.
+        """
+        if self._monotonic() < self._well_until_s and not self._has_failed():
+            return self._well
+        report = await self._ask_all()
+        self._well_until_s = self._monotonic() + REMEMBER_S if report.is_well else float("-inf")
+        return report
+
+    async def _ask_all(self) -> HealthReport:
         """Ask the database one question, within five seconds, and the blob store another."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await self._engine.read("health", _ask)
         except (StoreError, TimeoutError):
             return HealthReport(self._version, "Database unavailable")
-        if self._engine.health().status is HealthStatus.FAILED:
+        if self._has_failed():
             return HealthReport(self._version, "Writes are refused")
         if self._blobs is not None:
             try:
@@ -50,7 +73,10 @@ class Health:
                     await self._blobs()
             except (StoreError, OSError, TimeoutError):
                 return HealthReport(self._version, "Blob store unavailable")
-        return HealthReport(self._version)
+        return self._well
+
+    def _has_failed(self) -> bool:
+        return self._engine.health().status is HealthStatus.FAILED
 
 
 def _ask(txn: Txn) -> None:
