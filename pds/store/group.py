@@ -1,7 +1,8 @@
 """Group commit: several jobs, one COMMIT, numbers last.
 
-A group runs in two phases. First the bodies of the waiting jobs, each in a savepoint, so that a
-failing job takes nothing with it. Then, for all jobs that survived: one allocation of sequence
+A group runs in two phases. First the bodies of the jobs that wait, each in a savepoint, so that a
+failing job takes nothing with it; their accounts are locked before, all at once and in order, where
+other writers exist. Then, for all jobs that survived: one allocation of sequence
 numbers, the frames built with them, one insert of the events, COMMIT. Nothing else happens while
 the sequence is held, and a failed job's events are dropped before any number is taken.
 
@@ -52,6 +53,10 @@ class WriteConnection(Protocol):
 
     Every method raises only `StoreError`s. `execute*` fetch all rows.
     """
+
+    @property
+    def locks_accounts(self) -> bool:
+        """Whether other writers exist, so that accounts must be locked before the first body."""
 
     @property
     def in_transaction(self) -> bool:
@@ -117,6 +122,29 @@ class Job:
         self.events.clear()
         self.hooks.clear()
         self.statements.clear()
+
+
+class JobSource(Protocol):
+    """Where a group gets its jobs."""
+
+    def take(self) -> Job | None:
+        """Return the next job that waits, or None."""
+
+    def give_back(self, job: Job) -> None:
+        """Put a job that was taken last, and not started, in front again."""
+
+
+class _Alone:
+    """A source of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._jobs = [job]
+
+    def take(self) -> Job | None:
+        return self._jobs.pop() if self._jobs else None
+
+    def give_back(self, job: Job) -> None:
+        self._jobs.append(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +275,14 @@ class GroupRunner:
         self._check = check
         self._keep_log = keep_log
 
-    def run(self, take: Callable[[], Job | None]) -> Iterator[GroupResult]:
-        """Run one group of the jobs that `take` hands out, one after the other, until None.
+    def run(self, source: JobSource) -> Iterator[GroupResult]:
+        """Run one group of the jobs that wait.
 
         Yields one result, or several when jobs had to be run again alone. After a result with
         `stop` nothing more is run: the jobs that are left come back with that failure.
         """
         started: list[Job] = []
-        result = self._run_together(take, started)
+        result = self._run_together(source, started)
         if result is not None:
             yield result
             return
@@ -265,37 +293,47 @@ class GroupRunner:
                 job.error = stop
                 yield GroupResult((job,))
                 continue
-            alone = self._run_together(iter((job,)).__next__, [], alone=True)
+            alone = self._run_together(_Alone(job), [])
             if alone is not None:
                 stop = alone.stop
                 yield alone
 
-    def _run_together(
-        self, take: Callable[[], Job | None], started: list[Job], *, alone: bool = False
-    ) -> GroupResult | None:
+    def _collect(self, source: JobSource) -> list[Job]:
+        """Take the jobs that wait now, as far as they may share a transaction."""
+        jobs: list[Job] = []
+        while len(jobs) < MAX_GROUP_JOBS and (job := source.take()) is not None:
+            needs_own = job.bulk or (self._connection.locks_accounts and not job.accounts)
+            if needs_own and jobs:
+                source.give_back(job)
+                break
+            jobs.append(job)
+            if needs_own:
+                break
+        return jobs
+
+    def _run_together(self, source: JobSource, started: list[Job]) -> GroupResult | None:
         """Run one transaction; None when it ended early and its jobs must be run alone."""
-        job = take()
-        if job is None:
+        jobs = self._collect(source)
+        if not jobs:
             return GroupResult(())
-        started.append(job)
         try:
             now_us = self._clock.now_us()
-            self._connection.begin(sorted(job.accounts))
-        except Exception as error:  # the clock or the database refuses: answer this one job
+            self._connection.begin(sorted({aid for job in jobs for aid in job.accounts}))
+        except Exception as error:  # the clock or the database refuses: answer all of them
             self._connection.rollback()
-            job.error = error
-            return GroupResult((job,))
+            for job in jobs:
+                job.error = error
+            return GroupResult(tuple(jobs))
         deadline = time.monotonic() + MAX_GROUP_S
-        while True:
-            if not self._run_body(job):
-                return self._give_up(started)
-            if alone or len(started) >= MAX_GROUP_JOBS or time.monotonic() >= deadline:
-                break
-            following = take()
-            if following is None:
-                break
-            job = following
+        for number, job in enumerate(jobs, start=1):
             started.append(job)
+            is_alive = self._run_body(job)
+            if not is_alive or time.monotonic() >= deadline:
+                for later in reversed(jobs[number:]):
+                    source.give_back(later)
+                if not is_alive:
+                    return self._give_up(started)
+                break
         return self._finish(started, now_us)
 
     def _run_body(self, job: Job) -> bool:

@@ -120,6 +120,8 @@ def translate(error: Exception) -> StoreError:
 class SqliteConnection(ReadConnection):
     """A connection for reading, and what the writing one shares with it."""
 
+    damage: str | None = None
+
     def __init__(self, path: Path, *, cache_bytes: int, writable: bool = False) -> None:
         flags = apsw.SQLITE_OPEN_READONLY
         if writable:
@@ -216,7 +218,11 @@ class SqliteConnection(ReadConnection):
         self._raw.close()
 
     def _failed(self, error: apsw.Error) -> StoreError:
-        return translate(error)
+        """Translate an error and note what the health report must show."""
+        failure = translate(error)
+        if isinstance(failure, Corrupt):
+            self.damage = str(failure)
+        return failure
 
 
 class SqliteWriteConnection(SqliteConnection, EngineConnection):
@@ -229,8 +235,8 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         self._last_seq = 0
         self._pending_seq = 0
         self._finish_wanted = False
+        self._changes = 0
         self.trouble: str | None = None
-        self.damage: str | None = None
         self._connect()
 
     def _connect(self) -> None:
@@ -240,6 +246,11 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
     def _note_log(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         self._on_log(pages)
         return apsw.SQLITE_OK
+
+    @property
+    def locks_accounts(self) -> bool:
+        """No: there is one writer."""
+        return False
 
     @property
     def last_seq(self) -> int:
@@ -257,13 +268,15 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
     def begin(self, accounts: Sequence[int] = ()) -> None:
         """Open the transaction; with one writer there is nothing to lock."""
         self._pending_seq = self._last_seq
+        self._changes = self._raw.total_changes()
         self.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
         """Sync the log with this transaction in it."""
         self.execute("COMMIT")
         self._last_seq = self._pending_seq
-        self.trouble = None
+        if self._raw.total_changes() != self._changes:  # only a real write proves that it works
+            self.trouble = None
 
     def rollback(self) -> None:
         """Undo the transaction, if one is open."""
@@ -352,10 +365,8 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         return int(rows[0][0])
 
     def _failed(self, error: apsw.Error) -> StoreError:
-        failure = translate(error)
-        if isinstance(failure, Corrupt):
-            self.damage = str(failure)
-        elif isinstance(failure, Unavailable):
+        failure = super()._failed(error)
+        if isinstance(failure, Unavailable):
             self.trouble = str(failure)
         return failure
 
@@ -376,6 +387,7 @@ class SqliteEngine(ThreadedEngine):
         )
         self._settings = settings
         self._sqlite: SqliteWriteConnection | None = None
+        self._sqlite_readers: list[SqliteConnection] = []
         self._lock: FolderLock | None = None
         self._maintenance: Maintenance | None = None
 
@@ -399,14 +411,14 @@ class SqliteEngine(ThreadedEngine):
             self._maintenance.connection = SqliteConnection(
                 settings.path, cache_bytes=1 << 20, writable=True
             )
-            readers = [
+            self._sqlite_readers = [
                 SqliteConnection(settings.path, cache_bytes=settings.reader_cache_bytes)
                 for _ in range(settings.readers)
             ]
         except BaseException:
             self._lock.release()
             raise
-        return Opened(writer, readers)
+        return Opened(writer, self._sqlite_readers)
 
     def _opened(self, readers: ReaderPool) -> None:
         if self._maintenance is not None and self._sqlite is not None:
@@ -424,7 +436,8 @@ class SqliteEngine(ThreadedEngine):
         sqlite, maintenance = self._sqlite, self._maintenance
         if sqlite is None or maintenance is None:
             return DatabaseReport()
-        failures = tuple(text for text in (sqlite.damage, sqlite.trouble) if text is not None)
+        seen = [sqlite.trouble, sqlite.damage, *(reader.damage for reader in self._sqlite_readers)]
+        failures = tuple(dict.fromkeys(text for text in seen if text is not None))
         return DatabaseReport(
             maintenance.warnings, failures, maintenance.log_bytes, maintenance.database_bytes
         )

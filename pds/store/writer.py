@@ -14,7 +14,7 @@ import queue
 import threading
 from asyncio import AbstractEventLoop, Future
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from pds.errors import StoreError, Unavailable
@@ -55,6 +55,29 @@ def nothing_more(group: CommittedGroup) -> None:
     """Be durable without further steps: COMMIT has synced the log."""
 
 
+class _Source:
+    """Hands out the jobs of one queue whose callers still wait, and keeps count of them."""
+
+    def __init__(self, waiting: deque[Job], taken: list[int], running: set[Job]) -> None:
+        self._waiting = waiting
+        self._taken = taken
+        self._running = running
+
+    def take(self) -> Job | None:
+        while self._waiting:
+            job = self._waiting.popleft()
+            self._taken[job.bulk] += 1
+            if job.future is None or not job.future.cancelled():
+                self._running.add(job)
+                return job
+        return None
+
+    def give_back(self, job: Job) -> None:
+        self._waiting.appendleft(job)
+        self._taken[job.bulk] -= 1
+        self._running.discard(job)
+
+
 class Writer:
     """The one thread that writes."""
 
@@ -84,7 +107,7 @@ class Writer:
         self._bulk: deque[Job] = deque()
         self._submitted = [0, 0]  # user, bulk: changed on the loop only
         self._taken = [0, 0]  # user, bulk: changed on the writer thread only
-        self._running: list[Job] = []
+        self._running: set[Job] = set()
         self._closing = False
         self._ended = False
         self._event_hooks = hooks
@@ -145,10 +168,10 @@ class Writer:
                 continue
             if self._bulk and (bulk_turn or not self._user):
                 bulk_turn = False
-                self._run_group(iter((self._bulk.popleft(), None)).__next__)
+                self._run_group(self._bulk)
             elif self._user:
                 bulk_turn = True
-                self._run_group(self._take_user)
+                self._run_group(self._user)
             elif self._ended:
                 break
         self._connection.close()
@@ -172,32 +195,18 @@ class Writer:
         else:
             self._user.append(job)
 
-    def _take_user(self) -> Job | None:
-        """Hand out the next user job, also one that just came in."""
-        if not self._user:
-            self._receive(wait=False)
-        return self._user.popleft() if self._user else None
-
-    def _run_group(self, source: Callable[[], Job | None]) -> None:
+    def _run_group(self, waiting: deque[Job]) -> None:
         """Run one group; whatever goes wrong, every job that was taken is answered."""
-
-        def take() -> Job | None:
-            while (job := source()) is not None:
-                self._taken[job.bulk] += 1
-                if job.future is None or not job.future.cancelled():
-                    self._running.append(job)
-                    return job
-            return None
-
+        source = _Source(waiting, self._taken, self._running)
         try:
-            for result in self._runner.run(take):
+            for result in self._runner.run(source):
                 self._settle(result)
         except Exception as error:  # a mistake of ours must not end the only writer
             _log.exception("store.writer_failed")
             self._stop(Unavailable(f"the writer failed: {error!r}"))
         if self._running:
-            self._fail(self._running)
-            self._running = []
+            self._fail(list(self._running))
+            self._running.clear()
         self._connection.after_group()
 
     def _settle(self, result: GroupResult) -> None:
@@ -219,8 +228,8 @@ class Writer:
                 for job in result.jobs:
                     job.error = self.stopped
                 result = GroupResult(result.jobs, CommittedGroup((), ()))
-        answered = set(map(id, result.jobs))
-        self._running = [job for job in self._running if id(job) not in answered]
+        for job in result.jobs:
+            self._running.discard(job)
         deliver_from_thread(self._loop, self._deliver, result)
 
     def _stop(self, reason: StoreError) -> None:
@@ -266,8 +275,8 @@ class Writer:
     def _try_reopen(self) -> None:
         try:
             probe = self._connection.reopen()
-        except StoreError as error:
-            self.stopped = error
+        except Exception as error:  # whatever is wrong, the next round tries again
+            self.stopped = Unavailable(str(error))
             return
         if self._recorder is not None:
             self._recorder(probe)
