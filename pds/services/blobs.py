@@ -313,7 +313,7 @@ def _find(txn: Txn, did: str, cid: Cid, principal: Principal | None) -> tuple[Bl
     return BlobKey(account.aid, cid), blob
 
 
-def _page(found: "list[Cid]", limit: int) -> "tuple[list[Cid], str | None]":
+def _page(found: list[Cid], limit: int) -> tuple[list[Cid], str | None]:
     return found[:limit], str(found[limit - 1]) if len(found) > limit else None
 
 
