@@ -8,13 +8,14 @@ the same transaction, so two writers can never build on the same commit.
 Signing happens in here too. It takes about 25 us and must come after the rev is known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from pds.errors import Corrupt, ProtocolError
 from pds.protocol.car import encode_car
 from pds.protocol.cid import Cid
+from pds.protocol.data import BlobRef
 from pds.protocol.frames import (
     encode_account_frame,
     encode_commit_frame,
@@ -35,6 +36,7 @@ from pds.protocol.repo import (
 from pds.protocol.syntax import Did, Handle, Tid
 from pds.protocol.tid import next_tid
 from pds.services.records_prepare import BACKLINK_COLLECTIONS, PreparedWrite
+from pds.store.blobs import claim_blobs, release_blobs
 from pds.store.engine import Txn
 from pds.store.records import (
     Backlink,
@@ -184,15 +186,7 @@ def _store_records(
             stored.append((op.path, op.cid, plan.record_blocks[op.cid]))
             if write is not None and write.subject is not None:
                 linked.append(Backlink(collection, write.subject, op.path))
-        refs = write.blob_refs if write is not None and op.cid is not None else ()
-        if op.prev is None and not refs:
-            continue
-        from pds.store.blobs import claim_blobs, release_blobs
-
-        if refs:
-            claim_blobs(txn, aid, repo_id, op.path, refs, now_us=now_us, rev=plan.rev)
-        if op.prev is not None:
-            release_blobs(txn, aid, repo_id, op.path, keep=refs, now_us=now_us)
+    _settle_blobs(txn, aid, repo_id, finished=finished, writes=last, now_us=now_us)
     if deleted:
         delete_records(txn, repo_id, deleted)
     if unlinked:
@@ -201,6 +195,31 @@ def _store_records(
         upsert_records(txn, repo_id, plan.rev, stored)
     if linked:
         insert_backlinks(txn, repo_id, linked)
+
+
+def _settle_blobs(
+    txn: Txn,
+    aid: int,
+    repo_id: int,
+    *,
+    finished: FinishedCommit,
+    writes: Mapping[str, PreparedWrite],
+    now_us: int,
+) -> None:
+    """Claim what records refer to now, then let go of what they referred to before.
+
+    All claims come first, so that a blob which moves to another record is never without one.
+    """
+    kept: dict[str, tuple[BlobRef, ...]] = {}
+    for op in finished.plan.ops:
+        if op.cid is not None and op.path in writes:
+            refs = writes[op.path].blob_refs
+            if refs:
+                kept[op.path] = refs
+                claim_blobs(txn, aid, repo_id, op.path, refs, now_us=now_us, rev=finished.plan.rev)
+    for op in finished.plan.ops:
+        if op.prev is not None:
+            release_blobs(txn, aid, repo_id, op.path, keep=kept.get(op.path, ()), now_us=now_us)
 
 
 def _move_head(txn: Txn, repo_id: int, finished: FinishedCommit, *, now_us: int) -> None:

@@ -22,6 +22,7 @@ from pds.protocol.mst.tree import MissingBlock
 from pds.protocol.repo import Head
 from pds.protocol.syntax import Did, Handle, Tid
 from pds.store.accounts import AccountStatus
+from pds.store.blobs import release_blobs
 from pds.store.engine import MAX_BULK_ROWS, Txn
 
 NODE_BATCH: Final = 32
@@ -249,17 +250,18 @@ _GARBAGE_TABLES: Final = (
     ("record", ("path",)),
     ("node", ("cid",)),
     ("backlink", ("collection", "subject", "path")),
-    ("blob_ref", ("cid", "path")),
 )
 
 
 def delete_garbage(txn: Txn, repo_id: int, *, max_rows: int = MAX_BULK_ROWS) -> bool:
     """Delete up to `max_rows` rows of a generation; return whether nothing of it is left.
 
-    Blobs that only this generation referred to are left to the collection of unreferenced blobs.
+    Blobs that only this generation referred to are let go with it.
     """
-    left = max_rows
+    left = max_rows - _release_garbage_blobs(txn, repo_id, max_rows)
     for table, keys in _GARBAGE_TABLES:
+        if left <= 0:
+            return False
         columns = ", ".join(keys)
         rows = txn.read(
             f"SELECT {columns} FROM {table} WHERE repo_id = ? ORDER BY {columns} LIMIT ?",
@@ -270,8 +272,26 @@ def delete_garbage(txn: Txn, repo_id: int, *, max_rows: int = MAX_BULK_ROWS) -> 
             f"DELETE FROM {table} WHERE repo_id = ? AND {where}", [(repo_id, *row) for row in rows]
         )
         left -= len(rows)
-        if left <= 0:
-            return False
+    if left <= 0:
+        return False
     txn.write("DELETE FROM repo WHERE repo_id = ?", (repo_id,))
     txn.write("DELETE FROM repo_garbage WHERE repo_id = ?", (repo_id,))
     return True
+
+
+def _release_garbage_blobs(txn: Txn, repo_id: int, max_rows: int) -> int:
+    """Drop blob references of a generation; return how many rows that took."""
+    owner = txn.read_one(
+        "SELECT r.aid, g.queued_at FROM repo r JOIN repo_garbage g ON g.repo_id = r.repo_id"
+        " WHERE r.repo_id = ?",
+        (repo_id,),
+    )
+    if owner is None:
+        return 0
+    aid, queued_at = owner
+    rows = txn.read(
+        "SELECT path FROM blob_ref WHERE repo_id = ? ORDER BY path LIMIT ?", (repo_id, max_rows)
+    )
+    for path in dict.fromkeys(row[0] for row in rows):
+        release_blobs(txn, aid, repo_id, path, keep=(), now_us=queued_at)
+    return len(rows)

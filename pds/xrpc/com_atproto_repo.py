@@ -126,6 +126,37 @@ async def describe_repo(call: Call) -> Json:
     }
 
 
+@routes.method("com.atproto.repo.uploadBlob", auth=Auth.SESSION_OR_SERVICE)
+async def upload_blob(call: Call) -> Json:
+    """Take in a blob; it stays temporary until a record refers to it."""
+    principal = _principal(call)
+    if principal.aid is None or call.body is None:
+        raise RequestError("AccountNotFound", "Account not found", 403)
+    blob = await call.services.blobs.upload(
+        principal.aid,
+        aiter(call.body),
+        declared_type=call.body.content_type,
+        declared_size=call.body.content_length,
+    )
+    return {"blob": blob}
+
+
+@routes.method("com.atproto.repo.listMissingBlobs", auth=Auth.SESSION)
+async def list_missing_blobs(call: Call) -> Json:
+    """Return blobs that records of the caller refer to and that were never uploaded here."""
+    principal = _principal(call)
+    if principal.aid is None:
+        raise RequestError("AccountNotFound", "Account not found", 403)
+    found, cursor = await call.services.blobs.list_missing(
+        principal.aid, cursor=call.params.get("cursor"), limit=call.params["limit"]
+    )
+    missing: list[Json] = [{"cid": str(blob.cid), "recordUri": uri} for uri, blob in found]
+    answer: dict[str, Json] = {"blobs": missing}
+    if cursor is not None:
+        answer["cursor"] = cursor
+    return answer
+
+
 def _body(call: Call) -> dict[str, Any]:
     return cast("dict[str, Any]", call.input)
 

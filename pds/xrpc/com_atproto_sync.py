@@ -4,6 +4,7 @@ A caller who shows a session or the operator's password sees repos that are hidd
 (SYNC-70); everybody else needs no credential.
 """
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -16,6 +17,8 @@ from pds.protocol.data import Json
 from pds.xrpc.server import Auth, Call, MethodTable
 
 routes: Final = MethodTable()
+
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 @routes.method("com.atproto.sync.getRepo", auth=Auth.OPTIONAL)
@@ -111,6 +114,76 @@ async def list_repos(call: Call) -> Json:
     if cursor is not None:
         answer["cursor"] = cursor
     return answer
+
+
+@routes.method("com.atproto.sync.listBlobs", auth=Auth.OPTIONAL)
+async def list_blobs(call: Call) -> Json:
+    """Return CIDs of the blobs that the records of a repo refer to."""
+    params = call.params
+    found, cursor = await call.services.blobs.list_stored(
+        params["did"],
+        since=params.get("since"),
+        cursor=params.get("cursor"),
+        limit=params["limit"],
+        principal=call.principal,
+    )
+    answer: dict[str, Json] = {"cids": [str(cid) for cid in found]}
+    if cursor is not None:
+        answer["cursor"] = cursor
+    return answer
+
+
+@routes.method("com.atproto.sync.getBlob", auth=Auth.OPTIONAL)
+async def get_blob(call: Call) -> web.StreamResponse:
+    """Return a blob, or the part of it that a Range header asks for (XRPC-87)."""
+    params = call.params
+    blob = await call.services.blobs.open(params["did"], params["cid"], principal=call.principal)
+    cid = str(blob.key.cid)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{cid}"',
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Type": blob.mime_type,
+        "ETag": f'"{cid}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if headers["ETag"] in call.request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    start, end = _parse_range(call.request.headers.get("Range"), blob.size)
+    if start >= end and blob.size > 0:
+        headers["Content-Range"] = f"bytes */{blob.size}"
+        raise RequestError("InvalidRequest", "Range not satisfiable", 416, headers=headers)
+    is_part = end - start < blob.size
+    if is_part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"
+    status = 206 if is_part else 200
+    if blob.content is not None:
+        return web.Response(body=blob.content[start:end], status=status, headers=headers)
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = end - start
+    await response.prepare(call.request)
+    if call.request.method != "HEAD":
+        async for chunk in call.services.blobs.read(blob, start, end - start):
+            await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _parse_range(header: str | None, size: int) -> tuple[int, int]:
+    """Return start and end of the part that is asked for.
+
+    A header that is malformed or asks for several parts counts as none; a part that lies outside
+    comes back empty.
+    """
+    match = _RANGE.fullmatch(header or "")
+    if match is None or match.group() == "bytes=-":
+        return 0, size
+    first, last = match.groups()
+    if not first:
+        return max(size - int(last), 0), size
+    if last and int(last) < int(first):
+        return 0, size
+    return int(first), min(int(last) + 1, size) if last else size
 
 
 async def _stream(

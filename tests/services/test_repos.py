@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pds.errors import NotResolvable, RequestError
+from pds.errors import Corrupt, NotResolvable, RequestError
 from pds.protocol.cid import Cid
+from pds.protocol.mst.tree import NodeCache
 from pds.protocol.repo import UNSET
-from pds.protocol.tid import decode_tid
+from pds.protocol.tid import decode_tid, encode_tid
 from pds.services.principal import ADMIN
-from pds.services.records_prepare import RecordWrite
-from pds.services.repo_txn import Moment, emit_account, restate_head
+from pds.services.records_prepare import RecordWrite, prepare_writes
+from pds.services.repo_txn import Moment, commit_writes, emit_account, restate_head
 from pds.services.repos import RepoUnknown
 from pds.store.repos import get_account_repo
-from tests.services.repo_host import ALICE, BOB, LIKE, POST, RepoHost, repo_host
+from tests.services.repo_host import ALICE, BOB, CATALOG, LIKE, POST, RepoHost, repo_host
 
 PROFILE = "app.bsky.actor.profile"
 STRANGE = "com.example.unknown"
@@ -120,6 +121,61 @@ async def test_writers_at_the_same_time_make_one_chain(host):
     await asyncio.gather(*(write(host, post(str(number))) for number in range(40)))
     assert host.verify_events().commit == (await host.exports.head(ALICE))[0]
     assert len(await host.verify_stored()) == 40
+
+
+async def test_a_commit_that_is_rolled_back_leaves_nothing_to_undo(host):
+    """DESIGN 5: cached nodes are immutable and keyed by CID, the head is always read anew."""
+    await write(host, *(strange(str(number), n=1) for number in range(100)))
+    before = await host.exports.head(ALICE)
+    prepared = prepare_writes(
+        [strange(str(number), n=2) for number in range(50, 150)],
+        catalog=CATALOG,
+        validate=None,
+        next_rkey=lambda: encode_tid(1, 1),
+    )
+
+    def job(txn):
+        account = get_account_repo(txn, host.aids[ALICE])
+        signer = host.keystore.signer(txn, account.key_id)
+        moment = Moment(host.clock.now_us(), 1)
+        commit_writes(
+            txn, account, account.repo, prepared, signer, moment=moment, cache=host.repos.cache
+        )
+        raise KeyError("too late")
+
+    with pytest.raises(KeyError):
+        await host.engine.transact("test.fail", job)
+    assert await host.exports.head(ALICE) == before
+    await write(host, *(strange(str(number), n=2) for number in range(90, 120)))
+    assert len(await host.verify_stored()) == 120
+    host.verify_events()
+
+
+async def test_a_cold_cache_gives_the_same_commits(host):
+    await write(host, *(strange(str(number), n=1) for number in range(200)))
+    host.repos.cache = NodeCache(4)
+    for number in range(20):
+        await write(host, strange(str(number * 9), n=2), strange(f"x{number}", n=3))
+    assert len(host.repos.cache) <= 4
+    await host.verify_stored()
+    host.verify_events()
+
+
+async def test_a_damaged_node_refuses_the_write_and_harms_nothing(host):
+    """Promise A7."""
+    await write(host, *(strange(str(number), n=1) for number in range(200)))
+    host.repos.cache = NodeCache()
+    head = await host.exports.head(ALICE)
+
+    def damage(txn):
+        txn.write("UPDATE node SET bytes = ?", (b"damaged",))
+
+    await host.engine.transact("test.damage", damage)
+    with pytest.raises(Corrupt):
+        await write(host, strange("new", n=1))
+    assert await host.exports.head(ALICE) == head
+    with pytest.raises(Corrupt):
+        await host.exports.record_proof(ALICE, STRANGE, "1")
 
 
 async def test_repos_of_two_accounts_do_not_mix(host):

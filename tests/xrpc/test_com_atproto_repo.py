@@ -1,4 +1,4 @@
-"""Records and repos over HTTP, by the shipped schemas: names, shapes and statuses that clients use."""
+"""Records and repos over HTTP, by the shipped schemas: names, shapes and texts that clients see."""
 
 import asyncio
 import json
