@@ -156,6 +156,9 @@ async def test_slow_corrections_are_no_jump() -> None:
     assert references.asked == 1
     machine.jump(1.9)
     clock.now_us()
+    machine.jump(5)  # long uptime has not made it lenient
+    with pytest.raises(ClockInDoubt):
+        clock.now_us()
 
 
 async def test_the_operator_may_accept_the_clock() -> None:

@@ -1,12 +1,12 @@
 """The SQLite engine on a full, failing or suddenly gone disk: promises A1, A2 and A6."""
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,16 @@ from pds.store.replay import WriteLog, compare
 from pds.store.sqlite import SqliteEngine, SqliteWriteConnection, migrate_connection
 from tests.fakes.clock import FakeClock
 from tests.fakes.disk import FaultyDisk
-from tests.suites.engine_jobs import PUT, count, get, put_with_event, wait_until_writable
+from tests.suites.engine_jobs import (
+    PUT,
+    Gate,
+    count,
+    get,
+    put_with_event,
+    queue_jobs,
+    settle,
+    wait_until_writable,
+)
 from tests.suites.engines import SqliteBackend
 
 ROOT = Path(__file__).parents[2]
@@ -75,8 +84,6 @@ async def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_space(
     for _ in range(3):
         with pytest.raises(Unavailable):
             await engine.transact("put", put_with_event, "during")
-        with contextlib.suppress(Unavailable):
-            await engine.transact("read only", count)  # which proves nothing
     assert await engine.read("get", get, "before") == b"v"
     assert engine.health().status is HealthStatus.FAILED
     assert any("full" in problem for problem in engine.health().problems)
@@ -85,6 +92,24 @@ async def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_space(
     await engine.transact("put", put_with_event, "after")
     assert engine.health().status is HealthStatus.OK
     assert await engine.read("all", facts_and_events) == ({"before", "after"},) * 2
+
+
+async def test_everyone_who_waits_when_writes_stop_is_refused(
+    engine: SqliteEngine, disk: FaultyDisk
+) -> None:
+    gate = Gate()
+    held = await gate.hold(engine)
+    user = await queue_jobs(engine, *[partial(put_with_event, name=f"f{n}") for n in range(150)])
+    bulk = await queue_jobs(engine, partial(put_with_event, name="bulk"), bulk=True)
+    disk.fill()
+    gate.opened.set()
+    _, *results = await settle(held, *user, *bulk)
+    assert {type(result) for result in results} == {Unavailable}
+    disk.heal()
+    await wait_until_writable(engine)
+    health = engine.health()
+    assert (health.waiting_jobs, health.waiting_bulk_jobs) == (0, 0)
+    assert await engine.read("count", count) == 0
 
 
 @pytest.mark.parametrize("fail_after", range(0, 30, 2))
@@ -210,6 +235,7 @@ async def test_a_full_file_at_any_statement_leaves_the_job_undone(
         await engine.transact("job", job)
     assert await engine.read("count", count) == 0
     assert engine.last_seq == 0
+    assert await engine.transact("read only", count) == 0  # which proves nothing
     assert engine.health().status is HealthStatus.FAILED
     await engine.transact("limit", limit_pages, 1 << 20)
     await engine.transact("job", job)
