@@ -24,6 +24,7 @@ from typing import Any, Final, Self
 
 from pds.errors import ConfigError
 from pds.log import LogSettings
+from pds.services.blobs import BlobSettings
 from pds.services.limits import RequestLimits
 from pds.services.settings import (
     FederationSettings,
@@ -176,6 +177,7 @@ class Config:
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     sign_up: SignUpSettings = field(default_factory=SignUpSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    blobs: BlobSettings = field(default_factory=BlobSettings)
     exports: SpoolSettings = field(default_factory=SpoolSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)

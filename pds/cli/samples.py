@@ -97,13 +97,7 @@ async def _upload(services: Services, author: _Author, content: bytes) -> Json:
     async def chunks() -> AsyncIterator[bytes]:
         yield content
 
-    blob = await services.blobs.upload(author.did, chunks(), "image/png", len(content))
-    return {
-        "$type": "blob",
-        "ref": {"$link": str(blob.cid)},
-        "mimeType": blob.mime_type,
-        "size": blob.size,
-    }
+    return await services.blobs.upload(author.aid, chunks(), declared_type="image/png")
 
 
 def draw_picture(side: int) -> bytes:

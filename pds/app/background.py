@@ -1,0 +1,146 @@
+"""Work that nobody asked for: first looks at clocks and relays, then everything that is timed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+from pds.app.foundation import Foundation
+from pds.errors import RemoteError, StoreError
+from pds.log import get_logger
+from pds.net.xrpc_client import XrpcClient
+from pds.services import Services
+from pds.services.identity_store import SavedIdentities
+from pds.store.clock import SystemClock, get_accepted_us
+from pds.store.engine import MAX_BULK_ROWS
+from pds.store.events import delete_events_before
+from pds.store.repos import delete_garbage, list_garbage
+
+US_PER_S: Final = 1_000_000
+HOUR_S: Final = 3600
+DAY_S: Final = 24 * HOUR_S
+DAY_US: Final = DAY_S * US_PER_S
+ASK_TIMEOUT_S: Final = 3.0
+START_PATIENCE_S: Final = 0.5
+"""How long the port waits for clocks and relays elsewhere: health must answer within a second."""
+
+_log = get_logger(__name__)
+
+
+@asynccontextmanager
+async def background(base: Foundation, services: Services) -> AsyncIterator[None]:
+    """Run everything that nobody asked for, until the block ends."""
+    first = [
+        asyncio.create_task(_start_clock(base)),
+        asyncio.create_task(_rise_above_relays(base)),
+    ]
+    await asyncio.wait(first, timeout=START_PATIENCE_S)
+    failure: BaseException | None = None
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_settle(first)),
+            group.create_task(services.firehose.run()),
+            group.create_task(services.crawlers.run()),
+            group.create_task(_every(300, "events.retention", partial(_delete_old_events, base))),
+            group.create_task(_every(300, "blobs.collect", services.blobs.collect)),
+            group.create_task(
+                _every(DAY_S, "blobs.orphans", services.blobs.sweep_orphans, first_after_s=HOUR_S)
+            ),
+            group.create_task(_every(60, "repos.garbage", partial(_delete_old_repos, base))),
+            group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
+            group.create_task(_every(5, "clock.check", base.clock.check)),
+            group.create_task(_every(30, "accounts.recover", services.accounts.recover)),
+            group.create_task(_every(600, "sessions.sweep", services.sessions.sweep)),
+        ]
+        try:
+            yield
+        except BaseException as error:
+            failure = error  # Not the group's: it would come out wrapped.
+        for task in (*tasks, *first):
+            task.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _start_clock(base: Foundation) -> None:
+    accepted_us = await base.engine.read("clock.accepted", get_accepted_us)
+    await base.clock.start(last_seq=base.engine.last_seq, accepted_us=accepted_us)
+
+
+async def _rise_above_relays(base: Foundation) -> None:
+    """Continue above the number that each relay has seen of us, if it is believable.
+
+    A database that was restored from an old copy on a machine whose clock is behind would
+    otherwise hand out numbers that relays have passed (DESIGN 1.2).
+    """
+    client = XrpcClient(base.trusted)
+    for relay in base.config.federation.crawlers:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                answer = await client.query(
+                    relay,
+                    "com.atproto.sync.getHostStatus",
+                    {"hostname": base.config.netloc},
+                )
+            seq = answer.get("seq")
+            if not isinstance(seq, int) or seq <= base.engine.last_seq:
+                continue
+            if seq > SystemClock().now_us() + DAY_US:
+                _log.warning("relay.seq_unbelievable", relay=relay, seq=seq)
+                continue
+            await base.engine.raise_seq(seq)
+            _log.warning("relay.seq_raised", relay=relay, seq=seq)
+        except (RemoteError, StoreError, TimeoutError) as error:
+            # A relay that knows nothing of us, or is silent, has nothing to say about numbers.
+            _log.info("relay.status_unknown", relay=relay, reason=type(error).__name__)
+
+
+async def _delete_old_events(base: Foundation) -> None:
+    """Delete events that left the window, some hundred at a time (SYNC-22)."""
+    window_us = round(base.config.federation.backfill_s * US_PER_S)
+    window_start = base.clock.now_us() - window_us
+    count = MAX_BULK_ROWS
+    while count == MAX_BULK_ROWS:
+        count = await base.engine.transact(
+            "events.retention", delete_events_before, window_start, bulk=True
+        )
+
+
+async def _delete_old_repos(base: Foundation) -> None:
+    """Delete generations of repos that are no longer live, some hundred rows at a time."""
+    for repo_id in await base.engine.read("repos.garbage", list_garbage):
+        is_done = False
+        while not is_done:
+            is_done = await base.engine.transact(
+                "repos.garbage", delete_garbage, repo_id, bulk=True
+            )
+
+
+async def _forget_identities(base: Foundation) -> None:
+    """Drop saved identities that are too old to be used."""
+    age_us = round(base.config.identity.cache_max_s * US_PER_S)
+    await SavedIdentities(base.engine).sweep(base.clock.now_us() - age_us)
+
+
+async def _every(
+    period_s: float,
+    name: str,
+    act: Callable[[], Awaitable[object]],
+    *,
+    first_after_s: float = 0.0,
+) -> None:
+    """Do something again and again; one failure does not end it."""
+    await asyncio.sleep(first_after_s)
+    while True:
+        try:
+            await act()
+        except (StoreError, RemoteError) as error:
+            _log.warning("background.failed", job=name, reason=str(error))
+        except Exception as error:
+            _log.error("background.failed", exc=error, job=name)
+        await asyncio.sleep(period_s)

@@ -1,0 +1,183 @@
+"""What services stand on: database, keys, clock, outbound clients, identity.
+
+The clock is believed for the opening of the database alone (nothing is numbered in it); after that
+it starts anew, with what other hosts say.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import pds
+from pds.blobstore.base import BlobStore
+from pds.blobstore.disk import DiskBlobStore
+from pds.config import Config
+from pds.errors import ConfigError, RemoteError
+from pds.identity.cache import CacheTimes
+from pds.identity.did_plc import PlcClient
+from pds.identity.did_web import DidWebResolver
+from pds.identity.handle import HandleResolver, HandleResolverSettings
+from pds.identity.resolver import IdentityResolver, IdentityStore, ResolverSettings
+from pds.net.dns import DnsClient, DnsSettings
+from pds.net.http import GuardedClient, HttpSettings, TrustedClient
+from pds.protocol.keys import Signer, make_signer
+from pds.services.identity_store import SavedIdentities
+from pds.store.clock import CheckedClock
+from pds.store.keystore import Keystore, load_master_key, parse_master_key
+from pds.store.sqlite import SqliteEngine, SqliteSettings
+
+DATABASE_FILE: Final = "freehold.sqlite"
+MASTER_KEY_FILE: Final = "master-key"
+ASK_TIMEOUT_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What services stand on."""
+
+    config: Config
+    engine: SqliteEngine
+    clock: CheckedClock
+    blobstore: BlobStore
+    keystore: Keystore
+    trusted: TrustedClient
+    guarded: GuardedClient
+    plc: PlcClient
+    resolver: IdentityResolver
+    rotation_signer: Signer
+
+
+async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
+    """Open the database and make the clients; `stack` closes all of it.
+
+    Raises: ConfigError, StoreError.
+    """
+    folder = config.data.directory
+    keystore = Keystore(_master_key(config))
+    user_agent = f"Freehold/{pds.__version__} (+{config.public_url})"
+    dates = References()
+    trusted = TrustedClient(
+        HttpSettings.trusted(
+            user_agent=user_agent,
+            allow_private=True,  # The operator named these; they may be neighbours.
+            idle_timeout_s=config.outbound.proxy_body_timeout_s,
+        ),
+        on_date=dates.note,
+    )
+    stack.push_async_callback(trusted.close)
+    dates.client = trusted
+    guarded = GuardedClient(
+        HttpSettings.guarded(
+            user_agent=user_agent,
+            unsafe=config.is_unguarded,
+            idle_timeout_s=config.outbound.proxy_body_timeout_s,
+            small_max_bytes=config.outbound.fetch_max_bytes,
+        )
+    )
+    stack.push_async_callback(guarded.close)
+    plc = PlcClient(config.identity.plc_url, trusted)
+    clock = CheckedClock(dates.ask)
+    await clock.start(last_seq=0)  # Believed for the opening alone: nothing is numbered in it.
+    engine = SqliteEngine(SqliteSettings(folder / DATABASE_FILE), clock)
+    await engine.start()
+    stack.push_async_callback(engine.close)
+    await engine.transact("keys.check", keystore.check_master_key)
+    blobstore = DiskBlobStore(config.blob_location, temporary=config.data.blob_temporary_location)
+    stack.push_async_callback(blobstore.close)
+    await blobstore.start()
+    dates.urls = _reference_urls(config)
+    resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine))
+    stack.push_async_callback(resolver.close)
+    return Foundation(
+        config=config,
+        engine=engine,
+        clock=clock,
+        blobstore=blobstore,
+        keystore=keystore,
+        trusted=trusted,
+        guarded=guarded,
+        plc=plc,
+        resolver=resolver,
+        rotation_signer=_rotation_signer(config),
+    )
+
+
+class References:
+    """Asks the PLC directory and the relays what time it is, by their Date headers.
+
+    Without `urls` it asks nobody.
+    """
+
+    def __init__(self) -> None:
+        self.client: TrustedClient | None = None
+        self.urls: Sequence[str] = ()
+        self._dates_us: list[int] = []
+
+    def note(self, host: str, date_us: int) -> None:
+        """Take down the Date header of a fresh answer."""
+        self._dates_us.append(date_us)
+
+    async def ask(self) -> Sequence[int]:
+        """Return the times that were told, within a few seconds."""
+        if self.client is None or not self.urls:
+            return ()
+        self._dates_us.clear()
+        asked = (self._ask_one(self.client, url) for url in self.urls)
+        await asyncio.gather(*asked)
+        return tuple(self._dates_us)
+
+    async def _ask_one(self, client: TrustedClient, url: str) -> None:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await client.get_bytes(url)
+        except (RemoteError, TimeoutError):
+            return  # Who does not answer is not counted; an error page has a Date too.
+
+
+def _reference_urls(config: Config) -> list[str]:
+    relays = (f"{url.rstrip('/')}/xrpc/_health" for url in config.federation.crawlers)
+    return [f"{config.identity.plc_url}/_health", *relays]
+
+
+def _master_key(config: Config) -> bytes:
+    if config.data.master_key:
+        return parse_master_key(config.data.master_key)
+    file = config.data.directory / MASTER_KEY_FILE
+    is_new = not (config.data.directory / DATABASE_FILE).exists()
+    # A lost key file must not be replaced: what it opened would be lost without a word.
+    return load_master_key(file, entropy=secrets.token_bytes(32) if is_new else None)
+
+
+def _rotation_signer(config: Config) -> Signer:
+    text = config.secrets.plc_rotation_key
+    if not text:
+        raise ConfigError("PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX is missing")
+    return make_signer("k256", bytes.fromhex(text))
+
+
+def _build_resolver(
+    config: Config, plc: PlcClient, guarded: GuardedClient, store: IdentityStore
+) -> IdentityResolver:
+    identity = config.identity
+    dev = config.host.dev_mode or config.is_local
+    timeout_s = identity.resolver_timeout_s
+    backup = identity.backup_nameservers
+    handles = HandleResolver(
+        guarded,
+        DnsClient(DnsSettings(timeout_s=timeout_s)),
+        backup_dns=DnsClient(DnsSettings(nameservers=backup, timeout_s=timeout_s))
+        if backup
+        else None,
+        settings=HandleResolverSettings(timeout_s=timeout_s, dev=dev),
+    )
+    times = CacheTimes(stale_s=identity.cache_stale_s, max_s=identity.cache_max_s)
+    return IdentityResolver(
+        plc=plc,
+        web=DidWebResolver(guarded, dev=dev),
+        handles=handles,
+        settings=ResolverSettings(dids=times, dev=dev),
+        store=store,
+    )

@@ -1,0 +1,258 @@
+"""Makes the services out of the foundation and the settings: which part gets which."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import pds
+from pds.app.foundation import Foundation
+from pds.app.options import Options
+from pds.config import Config
+from pds.errors import ConfigError, RemoteError
+from pds.net.xrpc_client import XrpcClient
+from pds.protocol.data import Json
+from pds.protocol.syntax import Did, Handle
+from pds.services import Services
+from pds.services.account_cache import AccountCache
+from pds.services.account_creation import AccountCreation, CreationSettings
+from pds.services.account_journal import AccountJournal
+from pds.services.account_rows import AccountRows
+from pds.services.accounts import Accounts
+from pds.services.admin_auth import AdminAuth
+from pds.services.app_passwords import AppPasswords
+from pds.services.blobs import Blobs
+from pds.services.crawlers import Crawlers
+from pds.services.export import Exports
+from pds.services.firehose import Firehose, FirehoseSettings
+from pds.services.handles import HandlePolicy, HandleSettings
+from pds.services.health import Health
+from pds.services.identity import AskAppview, Identity
+from pds.services.invites import Invites
+from pds.services.lexicons import load_catalog
+from pds.services.mail import LogMailer
+from pds.services.passwords import Passwords
+from pds.services.preferences import Preferences
+from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
+from pds.services.repos import Repos
+from pds.services.server_info import ServerInfo, ServerInfoSettings
+from pds.services.service_tokens import ServiceTokens
+from pds.services.session_tokens import SessionTokens
+from pds.services.sessions import Sessions
+from pds.store.clock import SystemClock
+
+ASK_TIMEOUT_S: Final = 3.0
+CLOCK_IDS: Final = 1024
+"""A TID has ten bits for the clock that made it (DM-60)."""
+
+
+def build_services(base: Foundation, passwords: Passwords, options: Options) -> Services:
+    """Make every service."""
+    config, engine, clock, keystore = base.config, base.engine, base.clock, base.keystore
+    cache = AccountCache(engine)
+    handles = HandlePolicy(
+        HandleSettings(
+            service_domains=config.handle_domains, dev=config.host.dev_mode or config.is_local
+        )
+    )
+    catalog = load_catalog()
+    sessions = _build_sessions(base, cache, passwords)
+    accounts = _build_accounts(
+        base, cache, sessions=sessions, passwords=passwords, handles=handles, options=options
+    )
+    repos = Repos(
+        engine=engine,
+        clock=clock,
+        keystore=keystore,
+        catalog=catalog,
+        accounts=cache,
+        documents=base.resolver,
+        clock_id=secrets.randbelow(CLOCK_IDS),
+    )
+    firehose = _build_firehose(base)
+    service_tokens = _build_service_tokens(base, cache)
+    return Services(
+        accounts=accounts,
+        admin=AdminAuth(config.secrets.admin_password),
+        app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
+        blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
+        catalog=catalog,
+        crawlers=Crawlers(
+            http=base.trusted,
+            relays=config.federation.crawlers,
+            hostname=config.netloc,
+            reader_count=lambda: firehose.reader_count,
+        ),
+        exports=Exports(engine=engine, cache=repos.cache, settings=config.exports),
+        firehose=firehose,
+        health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
+        identity=Identity(
+            resolver=base.resolver,
+            accounts=accounts,
+            handles=handles,
+            engine=engine,
+            ask_appview=_ask_appview(base),
+        ),
+        invites=Invites(engine=engine, clock=clock, hostname=config.host.hostname),
+        limits=config.limits,
+        preferences=Preferences(engine=engine, clock=clock),
+        proxy=Proxy(
+            trusted=base.trusted,
+            guarded=base.guarded,
+            documents=base.resolver,
+            tokens=service_tokens,
+            settings=_proxy_settings(config),
+        ),
+        repos=repos,
+        server_info=ServerInfo(_server_info_settings(config)),
+        service_tokens=service_tokens,
+        sessions=sessions,
+    )
+
+
+def _build_sessions(base: Foundation, cache: AccountCache, passwords: Passwords) -> Sessions:
+    config = base.config
+    if not config.secrets.jwt_secret:
+        raise ConfigError("PDS_JWT_SECRET is missing")
+    return Sessions(
+        engine=base.engine,
+        clock=base.clock,
+        wall=SystemClock(),
+        accounts=cache,
+        tokens=SessionTokens(secrets=[config.secrets.jwt_secret], service_did=config.service_did),
+        passwords=passwords,
+        did_documents=_documents_for_sessions(base),
+    )
+
+
+def _build_accounts(
+    base: Foundation,
+    cache: AccountCache,
+    *,
+    sessions: Sessions,
+    passwords: Passwords,
+    handles: HandlePolicy,
+    options: Options,
+) -> Accounts:
+    rows = AccountRows(keystore=base.keystore, sessions=sessions, cache=cache)
+    journal = AccountJournal(
+        engine=base.engine,
+        clock=base.clock,
+        keystore=base.keystore,
+        rows=rows,
+        plc=base.plc,
+        rotation_signer=base.rotation_signer,
+    )
+    creation = AccountCreation(
+        engine=base.engine,
+        clock=base.clock,
+        keystore=base.keystore,
+        rows=rows,
+        journal=journal,
+        sessions=sessions,
+        passwords=passwords,
+        handles=handles,
+        resolver=base.resolver,
+        rotation_signer=base.rotation_signer,
+        mailer=options.mailbox or LogMailer(),
+        settings=_creation_settings(base.config),
+    )
+    return Accounts(cache=cache, creation=creation, journal=journal)
+
+
+def _build_firehose(base: Foundation) -> Firehose:
+    federation = base.config.federation
+    settings = FirehoseSettings(
+        window_s=federation.backfill_s, ring_events=federation.max_subscription_buffer
+    )
+    return Firehose(engine=base.engine, wall=SystemClock(), settings=settings)
+
+
+def _build_service_tokens(base: Foundation, cache: AccountCache) -> ServiceTokens:
+    return ServiceTokens(
+        engine=base.engine,
+        wall=SystemClock(),
+        keystore=base.keystore,
+        accounts=cache,
+        resolver=base.resolver,
+        service_did=base.config.service_did,
+        dev=base.config.is_unguarded,
+    )
+
+
+def _documents_for_sessions(base: Foundation) -> Callable[[Did], Awaitable[Json]] | None:
+    """DID documents for session answers: a login never waits long for the directory."""
+    if not base.config.identity.did_doc_with_session:
+        return None
+
+    async def fetch(did: Did) -> Json:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                document = await base.resolver.resolve_did(did)
+        except (RemoteError, TimeoutError):
+            return None
+        return dict(document.source)
+
+    return fetch
+
+
+def _creation_settings(config: Config) -> CreationSettings:
+    return CreationSettings(
+        public_url=config.public_url,
+        service_name=config.host.service_name or config.host.hostname,
+        invite_required=config.sign_up.invite_required,
+        recovery_did_key=config.identity.recovery_did_key,
+        dev=config.is_unguarded or config.is_local,
+    )
+
+
+def _server_info_settings(config: Config) -> ServerInfoSettings:
+    host = config.host
+    return ServerInfoSettings(
+        version=pds.__version__,
+        service_did=config.service_did,
+        hostname=host.hostname,
+        public_url=config.public_url,
+        handle_domains=config.handle_domains,
+        invite_required=config.sign_up.invite_required,
+        blob_upload_limit=config.limits.blob_bytes,
+        service_name=host.service_name,
+        privacy_policy_url=host.privacy_policy_url,
+        terms_of_service_url=host.terms_of_service_url,
+        contact_email=host.contact_email,
+        home_url=host.home_url,
+        support_url=host.support_url,
+    )
+
+
+def _ask_appview(base: Foundation) -> AskAppview | None:
+    """Handles as the AppView knows them, if there is one."""
+    url = base.config.federation.appview_url
+    if url is None:
+        return None
+    client = XrpcClient(base.trusted)
+
+    async def ask(handle: Handle) -> str | None:
+        answer = await client.query(
+            url, "com.atproto.identity.resolveHandle", {"handle": str(handle)}
+        )
+        did = answer.get("did")
+        return did if isinstance(did, str) else None
+
+    return ask
+
+
+def _proxy_settings(config: Config) -> ProxySettings:
+    services, outbound = config.federation, config.outbound
+    moderation = _address(services.mod_service_did, services.mod_service_url)
+    return ProxySettings(
+        appview=_address(services.appview_did, services.appview_url),
+        moderation=moderation,
+        reports=_address(services.report_service_did, services.report_service_url) or moderation,
+        headers_timeout_s=outbound.proxy_headers_timeout_s,
+        max_answer_bytes=outbound.proxy_max_bytes,
+    )
+
+
+def _address(did: str | None, url: str | None) -> ServiceAddress | None:
+    return ServiceAddress(did, url) if did and url else None

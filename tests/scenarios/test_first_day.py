@@ -1,0 +1,105 @@
+"""The first day of an account: sign up, write, read, sign out, over real HTTP."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.scenarios.conftest import Host, host_in
+from tests.support_client import Client, XrpcError, sign_up
+
+
+async def test_sign_up_write_and_read(client: Client) -> None:
+    alice = await sign_up(client, "alice.test")
+    made = await alice.post("hello")
+    assert made["validationStatus"] == "valid"
+    read = await client.get(
+        "com.atproto.repo.getRecord",
+        repo="alice.test",
+        collection="app.bsky.feed.post",
+        rkey=made["uri"].rpartition("/")[2],
+    )
+    assert read["value"]["text"] == "hello"
+    assert read["cid"] == made["cid"]
+    assert (await client.get("com.atproto.identity.resolveHandle", handle="alice.test"))[
+        "did"
+    ] == alice.did
+    session = await alice.client.get("com.atproto.server.getSession")
+    assert (session["did"], session["handle"], session["active"]) == (
+        alice.did,
+        "alice.test",
+        True,
+    )
+
+
+async def test_signing_out_ends_the_session_at_once(client: Client) -> None:
+    alice = await sign_up(client, "alice.test")
+    await client.with_token(alice.refresh_token).post("com.atproto.server.deleteSession")
+    with pytest.raises(XrpcError) as caught:
+        await alice.client.get("com.atproto.server.getSession")
+    assert (caught.value.status, caught.value.name) == (400, "ExpiredToken")
+
+
+async def test_nobody_writes_into_the_repo_of_another(client: Client) -> None:
+    alice = await sign_up(client, "alice.test")
+    bob = await sign_up(client, "bob.test")
+    alice.client = bob.client
+    with pytest.raises(XrpcError) as caught:
+        await alice.post("not mine")
+    assert caught.value.status == 401
+
+
+async def test_an_account_survives_a_restart(tmp_path: Path) -> None:
+    async with host_in(tmp_path) as host:
+        alice = await sign_up(host.client, "alice.test")
+        made = await alice.post("before")
+        seq = host.server.engine.last_seq
+    async with host_in(tmp_path) as host:
+        alice.client = host.client.with_token(
+            (
+                await host.client.post(
+                    "com.atproto.server.createSession",
+                    identifier="alice.test",
+                    password=alice.password,
+                )
+            )["accessJwt"]
+        )
+        after = await alice.post("after")
+        assert after["commit"]["rev"] > made["commit"]["rev"]
+        assert host.server.engine.last_seq > seq
+
+
+async def test_the_server_stops_in_order_with_requests_in_progress(tmp_path: Path) -> None:
+    async with host_in(tmp_path) as host:
+        alice = await sign_up(host.client, "alice.test")
+        writes = [asyncio.create_task(alice.post(f"post {number}")) for number in range(50)]
+        await asyncio.sleep(0.05)
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    written = {result["uri"] for result in results if isinstance(result, dict)}
+    assert all(isinstance(result, dict | aiohttp.ClientError) for result in results)
+    async with host_in(tmp_path) as host:
+        found = await host.client.get(
+            "com.atproto.repo.listRecords",
+            repo=alice.did,
+            collection="app.bsky.feed.post",
+            limit=100,
+        )
+    assert written <= {record["uri"] for record in found["records"]}
+
+
+async def test_a_server_starts_within_a_second(tmp_path: Path) -> None:
+    began = time.monotonic()
+    async with (
+        host_in(tmp_path) as host,
+        host.client.http.get(f"{host.url}/xrpc/_health") as answer,
+    ):
+        assert answer.status == 200
+        assert time.monotonic() - began < 1
+
+
+async def test_a_second_server_on_the_folder_is_refused(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"(?i)lock|running|use"):
+        async with host_in(tmp_path):
+            pytest.fail("two servers on one folder")
