@@ -151,8 +151,8 @@ async def get_blob(call: Call) -> web.StreamResponse:
         return web.Response(status=304, headers=headers)
     start, end = _parse_range(call.request.headers.get("Range"), blob.size)
     if start >= end and blob.size > 0:
-        headers["Content-Range"] = f"bytes */{blob.size}"
-        raise RequestError("InvalidRequest", "Range not satisfiable", 416, headers=headers)
+        limits = {"Content-Range": f"bytes */{blob.size}"}
+        raise RequestError("InvalidRequest", "Range not satisfiable", 416, headers=limits)
     is_part = end - start < blob.size
     if is_part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pds.blobstore.memory import MemoryBlobStore
 from pds.errors import NotResolvable
 from pds.protocol.car import read_car
 from pds.protocol.cid import Cid
@@ -16,6 +17,7 @@ from pds.protocol.repo_verify import BlockMap, verify_commit_event, verify_repo
 from pds.protocol.syntax import Did, Handle
 from pds.protocol.tid import encode_tid
 from pds.services.account_cache import AccountCache
+from pds.services.blobs import Blobs, BlobSettings
 from pds.services.export import Exports
 from pds.services.lexicons import load_catalog
 from pds.services.principal import Principal, PrincipalKind, Scope
@@ -54,6 +56,7 @@ class RepoHost:
     repos: Repos
     exports: Exports
     documents: Documents
+    blobs: Blobs
     events: list[CommittedEvent] = field(default_factory=list)
     aids: dict[Did, int] = field(default_factory=dict)
     keystore: Keystore | None = None
@@ -96,6 +99,14 @@ class RepoHost:
         return await self.repos.write(
             self.aids[ALICE], [RecordWrite("create", POST, rkey, value)], **options
         )
+
+    async def upload(self, content: bytes, mime_type: str = "image/x-test"):
+        """Upload a blob for Alice and return its reference as JSON."""
+
+        async def chunks():
+            yield content
+
+        return await self.blobs.upload(self.aids[ALICE], chunks(), declared_type=mime_type)
 
     async def update_account(self, **columns: object) -> None:
         def job(txn: Txn) -> None:
@@ -165,7 +176,8 @@ async def repo_host(place: Path, **spool: object) -> AsyncIterator[RepoHost]:
             clock_id=7,
         )
         exports = Exports(engine=engine, cache=repos.cache, settings=SpoolSettings(**spool))
-        host = RepoHost(engine, clock, repos, exports, documents)
+        blobs = Blobs(engine=engine, clock=clock, store=MemoryBlobStore(), settings=BlobSettings())
+        host = RepoHost(engine, clock, repos, exports, documents, blobs)
         host.keystore, host.accounts = keystore, accounts
         engine.add_event_hook(host.events.extend)
         yield host

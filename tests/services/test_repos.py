@@ -398,6 +398,87 @@ async def test_a_published_schema_is_checked(host):
     assert (await write(host, schema())).commit is not None
 
 
+# --- blobs ------------------------------------------------------------------------------------
+
+
+def holding(rkey: str, *blobs, action="put") -> RecordWrite:
+    return RecordWrite(action, STRANGE, rkey, {"blobs": list(blobs)})
+
+
+async def stored(host: RepoHost) -> tuple[list[str], list[str]]:
+    """Return the CIDs that may be fetched and those whose bytes are to be deleted."""
+    held = await host.rows("SELECT cid FROM blob WHERE stored_at IS NOT NULL")
+    garbage = await host.rows("SELECT cid FROM blob_garbage")
+    return ([str(Cid(cid)) for (cid,) in held], [str(Cid(cid)) for (cid,) in garbage])
+
+
+def cid_of(blob) -> str:
+    return blob["ref"]["$link"]
+
+
+async def test_a_blob_lives_as_long_as_a_record_refers_to_it(host):
+    """XRPC-82, XRPC-84, XRPC-85."""
+    one, two = await host.upload(b"one"), await host.upload(b"two")
+    assert await stored(host) == ([], [])
+    await write(host, holding("a", one), holding("b", one))
+    assert await stored(host) == ([cid_of(one)], [])
+    await write(host, RecordWrite("delete", STRANGE, "a"))
+    assert await stored(host) == ([cid_of(one)], [])
+    await write(host, holding("b", two))
+    assert await stored(host) == ([cid_of(two)], [cid_of(one)])
+    await write(host, RecordWrite("delete", STRANGE, "b"))
+    assert (await stored(host))[0] == []
+    assert await host.rows("SELECT path FROM blob_ref") == []
+
+
+async def test_a_blob_may_move_between_records_in_one_batch(host):
+    """XRPC-85: claimed before it is let go."""
+    blob = await host.upload(b"one")
+    await write(host, holding("a", blob))
+    await write(host, RecordWrite("delete", STRANGE, "a"), holding("b", blob))
+    assert await stored(host) == ([cid_of(blob)], [])
+    await write(host, holding("b"), holding("c", blob, blob))
+    assert await stored(host) == ([cid_of(blob)], [])
+    assert await host.rows("SELECT path FROM blob_ref") == [(f"{STRANGE}/c",)]
+
+
+async def test_only_what_a_batch_leaves_behind_claims_blobs(host):
+    """REPO-69."""
+    one, two = await host.upload(b"one"), await host.upload(b"two")
+    await write(
+        host,
+        holding("a", one, action="create"),
+        holding("a", two, action="update"),
+        holding("b", one, action="create"),
+        RecordWrite("delete", STRANGE, "b"),
+    )
+    assert await stored(host) == ([cid_of(two)], [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"ref": {"$link": str(Cid.of_raw(b"other"))}}, "BlobNotFound"),
+        ({"mimeType": "text/plain"}, "InvalidMimeType"),
+        ({"size": 4}, "InvalidSize"),
+    ],
+)
+async def test_a_lying_blob_reference_refuses_the_batch(host, changes, name):
+    """XRPC-84."""
+    blob = await host.upload(b"one")
+    error = await refused(host, strange("x", n=1), holding("a", blob | changes))
+    assert (error.name, error.status) == (name, 400)
+    assert await stored(host) == ([], [])
+
+
+async def test_blobs_of_other_accounts_cannot_be_claimed(host):
+    """XRPC-85."""
+    await host.add_account(BOB, "bob.test")
+    blob = await host.upload(b"one")
+    with pytest.raises(RequestError, match="BlobNotFound"):
+        await host.repos.write(host.aids[BOB], [holding("a", blob)])
+
+
 # --- duplicates -------------------------------------------------------------------------------
 
 

@@ -6,12 +6,14 @@ import pytest
 
 from pds.protocol import cbor
 from pds.protocol.cid import Cid
+from pds.protocol.data import BlobRef
 from pds.protocol.mst.node import EMPTY_NODE
 from pds.protocol.mst.tree import MissingBlock, build_tree
 from pds.protocol.repo import Head
 from pds.protocol.syntax import Did, Handle
 from pds.protocol.tid import encode_tid
 from pds.store.accounts import AccountStatus, insert_account
+from pds.store.blobs import claim_blobs, insert_upload
 from pds.store.records import (
     Backlink,
     find_backlinks,
@@ -181,6 +183,30 @@ def count(txn, repo_id: int) -> int:
         txn.read_one(f"SELECT count(*) FROM {table} WHERE repo_id = ?", (repo_id,))[0]
         for table in ("record", "node", "backlink", "blob_ref")
     )
+
+
+async def test_blobs_of_a_deleted_generation_go_with_it(engine):
+    """XRPC-85."""
+    blobs = [Cid.of_raw(b"%d" % number) for number in range(3)]
+
+    def job(txn):
+        aid = add_account(txn)
+        old, new = add_generation(txn, aid, 0), add_generation(txn, aid, 0)
+        for number, cid in enumerate(blobs):
+            insert_upload(txn, aid, cid=cid, mime_type="a/b", size=1, now_us=1)
+            claim_blobs(
+                txn, aid, old, f"a.b.c/{number}", [BlobRef(cid, "a/b", 1)], now_us=1, rev=REV
+            )
+        claim_blobs(txn, aid, new, "a.b.c/kept", [BlobRef(blobs[0], "a/b", 1)], now_us=1, rev=REV)
+        swap_repo(txn, aid, old, now_us=1)
+        swap_repo(txn, aid, new, now_us=2)
+        assert not delete_garbage(txn, old, max_rows=2)
+        assert delete_garbage(txn, old, max_rows=50)
+        assert txn.read("SELECT cid FROM blob") == [(blobs[0],)]
+        assert {row[0] for row in txn.read("SELECT cid FROM blob_garbage")} == set(blobs[1:])
+        assert count(txn, old) == 0
+
+    await engine.transact("test", job)
 
 
 async def test_records_are_scanned_in_path_order_within_bounds(engine):

@@ -1,6 +1,7 @@
 """Records and repos over HTTP, by the shipped schemas: names, shapes and texts that clients see."""
 
 import asyncio
+import io
 import json
 import socket
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ async def client(tmp_path: Path):
             service_tokens=SimpleNamespace(is_service_token=lambda _token: False),
             repos=host.repos,
             exports=host.exports,
+            blobs=host.blobs,
         )
         server = XrpcServer(
             cast(Services, services),
@@ -335,3 +337,95 @@ async def test_missing_blocks_and_bad_parameters(client):
     ):
         status, error = await client.get(method, **params)
         assert (status, error["error"]) == (400, "InvalidRequest")
+
+
+# --- blobs ------------------------------------------------------------------------------------
+
+
+async def upload(client: Client, content: bytes, mime_type: str) -> Any:
+    headers = {"Authorization": f"Bearer {ALICE}", "Content-Type": mime_type}
+    url = f"{client.url}/xrpc/com.atproto.repo.uploadBlob"
+    async with client.session.post(url, data=io.BytesIO(content), headers=headers) as answer:
+        assert answer.status == 200, await answer.text()
+        return (await answer.json())["blob"]
+
+
+async def fetch(client: Client, cid: str, **headers: str) -> tuple[int, bytes, Any]:
+    async with client.session.get(
+        f"{client.url}/xrpc/com.atproto.sync.getBlob",
+        params={"did": ALICE, "cid": cid},
+        headers=headers,
+    ) as answer:
+        return answer.status, await answer.read(), answer.headers
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_a_blob_from_upload_to_download(client, size):
+    """XRPC-81, XRPC-82, XRPC-87."""
+    content = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    blob = await upload(client, content, "text/html")
+    cid = blob["ref"]["$link"]
+    assert (blob["$type"], blob["mimeType"], blob["size"]) == ("blob", "text/html", size)
+    status, body, _headers = await fetch(client, cid)
+    assert (status, json.loads(body)["error"]) == (400, "BlobNotFound")
+    assert await client.get("sync.listBlobs", did=ALICE) == (200, {"cids": []})
+    place = {"repo": ALICE, "collection": STRANGE, "rkey": "a"}
+    assert (await client.post("putRecord", **place, record={"blob": blob}))[0] == 200
+    status, body, headers = await fetch(client, cid)
+    assert (status, body == content) == (200, True)
+    assert headers["Content-Type"] == "text/html"
+    assert headers["Content-Length"] == str(size)
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Disposition"] == f'attachment; filename="{cid}"'
+    assert headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+    assert await client.get("sync.listBlobs", did=ALICE) == (200, {"cids": [cid]})
+    assert await client.get("repo.listMissingBlobs", ALICE) == (200, {"blobs": []})
+    for wanted, start, end in (
+        ("bytes=2-4", 2, 5),
+        ("bytes=7-", 7, size),
+        ("bytes=-3", size - 3, size),
+        (f"bytes=5-{size * 2}", 5, size),
+    ):
+        status, body, headers = await fetch(client, cid, Range=wanted)
+        assert (status, body) == (206, content[start:end])
+        assert headers["Content-Range"] == f"bytes {start}-{end - 1}/{size}"
+    for whole in ("bytes=0-", "bytes=-", "bytes=4-2", "bytes=0-1,3-4", "lines=1-2"):
+        status, body, _headers = await fetch(client, cid, Range=whole)
+        assert (status, len(body)) == (200, size)
+    status, body, headers = await fetch(client, cid, Range=f"bytes={size}-")
+    assert (status, headers["Content-Range"]) == (416, f"bytes */{size}")
+    status, body, _headers = await fetch(client, cid, **{"If-None-Match": f'"{cid}"'})
+    assert (status, body) == (304, b"")
+    async with client.session.head(
+        f"{client.url}/xrpc/com.atproto.sync.getBlob", params={"did": ALICE, "cid": cid}
+    ) as answer:
+        assert (answer.status, answer.headers["Content-Length"]) == (200, str(size))
+
+
+async def test_hidden_and_foreign_blobs(client):
+    """SYNC-70, XRPC-87."""
+    await client.host.add_account(BOB, "bob.test")
+    blob = await upload(client, b"one", "text/plain")
+    cid = blob["ref"]["$link"]
+    place = {"repo": ALICE, "collection": STRANGE, "rkey": "a"}
+    await client.post("putRecord", **place, record={"blob": blob})
+    status, error = await client.get("sync.getBlob", did=BOB, cid=cid)
+    assert (status, error["error"]) == (400, "BlobNotFound")
+    await client.host.update_account(deactivated_at=1)
+    for method, params in (("sync.getBlob", {"cid": cid}), ("sync.listBlobs", {})):
+        status, error = await client.get(method, did=ALICE, **params)
+        assert (status, error["error"]) == (400, "RepoDeactivated")
+        assert (await client.get(method, ALICE, did=ALICE, **params))[0] == 200
+    for method, params in (
+        ("sync.getBlob", {"did": ALICE, "cid": "x"}),
+        ("sync.listBlobs", {"did": ALICE, "cursor": "x"}),
+        ("sync.listBlobs", {"did": ALICE, "since": "x"}),
+    ):
+        status, error = await client.get(method, ALICE, **params)
+        assert (status, error["error"]) == (400, "InvalidRequest")
+
+
+async def test_an_upload_needs_a_credential(client):
+    url = f"{client.url}/xrpc/com.atproto.repo.uploadBlob"
+    async with client.session.post(url, data=b"x", headers={"Content-Type": "a/b"}) as answer:
+        assert (answer.status, (await answer.json())["error"]) == (401, "AuthMissing")
