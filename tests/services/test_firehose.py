@@ -327,11 +327,11 @@ async def test_content_of_a_taken_down_account_is_sent_to_nobody_any_more(host: 
 
     def content(txn: Txn) -> None:
         for aid in (1, 2):
-            txn.emit("sync", aid, lambda seq, at_us: sync(seq, at_us))
+            txn.emit("sync", aid, sync)
 
     def takedown(txn: Txn) -> None:
         txn.write("UPDATE account SET takedown_ref = ? WHERE aid = ?", ("x", 1))
-        txn.emit("account", 1, lambda seq, at_us: inactive(seq, at_us))
+        txn.emit("account", 1, inactive)
 
     await host.engine.transact("test.account", lambda txn: insert_account(txn, 2, did="did:plc:b"))
     await host.engine.transact("test.content", content)

@@ -1,4 +1,7 @@
-"""Event rows: pages in order within limits, what may not be sent, and removal (SYNC-10, SYNC-22)."""
+"""Event rows: pages in order within limits, what may not be sent, and removal.
+
+Spec: SYNC-10, SYNC-17, SYNC-22.
+"""
 
 import pytest
 
@@ -86,8 +89,14 @@ async def test_content_of_accounts_that_are_not_active_is_left_out(
         await engine.transact("test.account", lambda txn: insert_account(txn, 2, **columns))
     await fill(
         engine,
-        [("commit", 2, b"no"), ("commit", 1, b"yes"), ("sync", 2, b"no"), ("account", 2, b"yes")]
-        + [("identity", 2, b"yes"), ("commit", 2, b"no")],
+        [
+            ("commit", 2, b"no"),
+            ("commit", 1, b"yes"),
+            ("sync", 2, b"no"),
+            ("account", 2, b"yes"),
+            ("identity", 2, b"yes"),
+            ("commit", 2, b"no"),
+        ],
     )
     found = await page(engine)
     assert [event.frame for event in found.events] == [b"yes"] * 3
