@@ -397,6 +397,12 @@ def _check(config: Config) -> None:
 def reference_table() -> str:
     """The reference page of all settings, in Markdown."""
     lines = [
+        "# Settings",
+        "",
+        "Made from the code by `make docs`; `pds config reference` prints the same. Times are in",
+        "milliseconds and sizes in bytes unless the name says otherwise. In the TOML file a setting",
+        "has its name in lower case without `PDS_`. A secret may be named by a file.",
+        "",
         "| setting | default | what it does |",
         "|---|---|---|",
         *(_reference_row(entry) for _, entry in settings_fields()),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.fakes.plc import FakePlc
+from tests.fakes.plc import running_plc
 from tests.independent import check_export
 from tests.support_process import ServerProcess
 
@@ -44,7 +44,7 @@ class LiveServer(ServerProcess):
 @asynccontextmanager
 async def live_server_in(folder: Path, **settings: str) -> AsyncIterator[LiveServer]:
     """Run a PLC directory and a server on loopback until the block ends; the server is stopped."""
-    async with FakePlc() as plc:
+    async with running_plc() as plc:
         server = LiveServer(folder, plc.url, **settings)
         server.plc_url = plc.url
         await server.start()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.crash.harness import kill_many
-from tests.fakes.plc import FakePlc
+from tests.fakes.plc import running_plc
 from tests.support_process import ServerProcess
 
 START_LIMIT_S = 10
@@ -11,7 +11,7 @@ START_LIMIT_S = 10
 
 
 async def test_killed_server_keeps_every_acknowledged_write(tmp_path: Path) -> None:
-    async with FakePlc() as plc:
+    async with running_plc() as plc:
         server = ServerProcess(tmp_path / "server", plc.url)
         run = await kill_many(server, plc.url, rounds=4, accounts=4, seed=4)
     assert run.rounds == 4
