@@ -90,7 +90,7 @@ class Exports:
         self._cache = cache or NodeCache(DEFAULT_CACHE_NODES)
         self._settings = settings
         self._readers = asyncio.Semaphore(max_readers)
-        self.budget = SpoolBudget(settings.file_budget_bytes)
+        self.budget = SpoolBudget(settings.file_budget_bytes, settings.memory_budget_bytes)
 
     @asynccontextmanager
     async def repo(

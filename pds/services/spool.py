@@ -29,6 +29,8 @@ class SpoolSettings:
     """How much exports may hold while clients are slow."""
 
     memory_bytes: int = 4_000_000
+    memory_budget_bytes: int = 64_000_000
+    """Memory of all exports together; beyond it everything goes to files."""
     file_budget_bytes: int = field(
         default=4_000_000_000,
         metadata={
@@ -72,17 +74,37 @@ class ReaderGone(Exception):
 
 
 class SpoolBudget:
-    """Counts the file bytes of all spools. Used from many threads."""
+    """Counts what all spools hold in memory and in files. Used from many threads."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, memory_limit_bytes: int) -> None:
         self._limit = limit_bytes
+        self._memory_limit = memory_limit_bytes
         self._used = 0
+        self._memory_used = 0
         self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """File bytes in use now."""
         return self._used
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in use now."""
+        return self._memory_used
+
+    def take_memory(self, size: int) -> bool:
+        """Count `size` bytes of memory if they are free."""
+        with self._lock:
+            if self._memory_used + size > self._memory_limit:
+                return False
+            self._memory_used += size
+            return True
+
+    def give_back_memory(self, size: int) -> None:
+        """Count `size` bytes of memory less."""
+        with self._lock:
+            self._memory_used -= size
 
     def take(self, size: int) -> None:
         """Count `size` bytes more. Raises: SpoolFull."""
@@ -128,7 +150,11 @@ class Spool:
         with self._lock:
             if self._closed:
                 raise ReaderGone
-            if self._file is None and self._waiting_bytes < self._settings.memory_bytes:
+            if (
+                self._file is None
+                and self._waiting_bytes < self._settings.memory_bytes
+                and self._budget.take_memory(len(content))
+            ):
                 self._waiting.append(content)
                 self._waiting_bytes += len(content)
             else:
@@ -162,10 +188,10 @@ class Spool:
 
         Raises: what the reader failed with. Nothing was sent yet, so a plain refusal can be.
         """
-        while not self._waiting and not self._done:
+        while not (self._waiting or self._file_written or self._done):
             self._changed.clear()
             await self._changed.wait()
-        if self._error is not None and not self._waiting:
+        if self._error is not None:
             raise self._error
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -196,6 +222,7 @@ class Spool:
                 parts.append(self._waiting.popleft())
                 size += len(parts[-1])
             self._waiting_bytes -= size
+            self._budget.give_back_memory(size)
         return b"".join(parts)
 
     def _take_file(self) -> bytes:
@@ -212,6 +239,7 @@ class Spool:
         with self._lock:
             self._closed = True
             self._waiting.clear()
+            self._budget.give_back_memory(self._waiting_bytes)
             self._waiting_bytes = 0
             if self._file is not None:
                 self._file.close()

@@ -298,7 +298,7 @@ async def test_the_disk_budget_is_shared_and_refuses_before_the_first_byte(tmp_p
 
 
 async def test_a_spool_gives_back_exactly_what_was_put_in():
-    budget = SpoolBudget(10_000_000)
+    budget = SpoolBudget(10_000_000, 1_000_000)
     spool = Spool(SpoolSettings(memory_bytes=1000), budget)
     rng = random.Random(2)
     pieces = [rng.randbytes(rng.randrange(1, 5000)) for _ in range(300)]
@@ -315,17 +315,32 @@ async def test_a_spool_gives_back_exactly_what_was_put_in():
     assert budget.used_bytes == spool.file_bytes > 0
     spool.close()
     spool.close()
-    assert budget.used_bytes == 0
+    assert (budget.used_bytes, budget.memory_bytes) == (0, 0)
     with pytest.raises(ReaderGone):
         spool.write(b"x")
 
 
+async def test_all_spools_together_stay_within_the_memory_budget():
+    """A thousand stalled clients cost disk, not memory."""
+    budget = SpoolBudget(10_000_000, 100_000)
+    spools = [Spool(SpoolSettings(), budget) for _ in range(20)]
+    for spool in spools:
+        spool.write(bytes(30_000))
+        spool.finish()
+    assert budget.memory_bytes <= 100_000
+    assert budget.memory_bytes + budget.used_bytes == 20 * 30_000
+    for spool in spools:
+        assert sum([len(chunk) async for chunk in spool.chunks()]) == 30_000
+        spool.close()
+    assert (budget.used_bytes, budget.memory_bytes) == (0, 0)
+
+
 async def test_a_failure_in_the_middle_reaches_the_client_as_one():
     """Nobody may take half an export for the whole."""
-    spool = Spool(SpoolSettings(), SpoolBudget(1))
+    spool = Spool(SpoolSettings(), SpoolBudget(1, 1000))
     spool.write(b"half")
-    spool.finish(Corrupt("damaged"))
     await spool.wait_for_first()
+    spool.finish(Corrupt("damaged"))
     chunks = spool.chunks()
     assert await anext(chunks) == b"half"
     with pytest.raises(Corrupt):
