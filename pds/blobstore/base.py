@@ -82,7 +82,7 @@ class BlobStore(Protocol):
     def stage(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[StagedBlob]:
         """Take a stream in while hashing it; leaving the context drops what was not stored.
 
-        Errors of the stream pass through and leave nothing behind.
+        Errors of the stream pass through and leave nothing behind, and so does being cancelled.
         """
 
     def open(
@@ -91,6 +91,7 @@ class BlobStore(Protocol):
         """Yield `length` bytes from `start` (all that follow when None), in pieces.
 
         Raises BlobMissing before the first piece, and ValueError for a range outside the blob.
+        What is being read stays readable to the end when the blob is deleted meanwhile.
         """
 
     def stat(self, key: BlobKey) -> Awaitable[BlobStat | None]:

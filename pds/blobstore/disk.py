@@ -6,18 +6,26 @@ its final name by a rename, after its bytes were synced, and the folders are syn
 returns: what was promised survives a power cut, and no half file is ever found.
 
 All file work is done on a few threads of the store's own; small blobs take one hop in and one out.
+A caller may be cancelled while such a thread works, so every open file has a lock: it is closed
+only between two calls, never under one.
+
+A failed write or sync of a file costs only that upload, whose file is thrown away. After a failed
+sync of a *folder* nobody knows what is on the disk, and a second sync may lie: the store then takes
+no more blobs until it is started anew.
 """
 
 import asyncio
 import errno
 import os
+import re
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 from pds.blobstore.base import (
     CHUNK_BYTES,
@@ -28,7 +36,7 @@ from pds.blobstore.base import (
     StagedBlob,
     StoreProperties,
 )
-from pds.errors import StoreError, Unavailable
+from pds.errors import ConfigError, Unavailable
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 
 T = TypeVar("T")
@@ -38,16 +46,26 @@ THREADS: Final = 4
 """Enough to keep a disk busy; more would only fight over it."""
 TEMPORARY: Final = "tmp"
 LIST_BATCH: Final = 500
+MIN_FREE_BYTES: Final = 64 * 1024 * 1024
+"""Blobs leave this much of the disk to the database."""
+MAX_KNOWN_FOLDERS: Final = 10_000
+_UPLOAD: Final = re.compile(r"upload-[0-9a-f]{24}")
+"""Only files of this name are ever removed from the temporary folder: it may be someone else's."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskBlobStore:
     """A folder of blobs. Spec: XRPC-80, XRPC-84"""
 
-    def __init__(self, root: Path, *, temporary: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, *, temporary: Path | None = None, min_free_bytes: int = MIN_FREE_BYTES
+    ) -> None:
         self._root = root
         self._temporary = temporary or root / TEMPORARY
+        self._min_free_bytes = min_free_bytes
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
-        self._known_folders: set[Path] = set()
+        self._synced_folders: set[Path] = set()
+        self._is_stopped = False
 
     @property
     def properties(self) -> StoreProperties:
@@ -57,62 +75,60 @@ class DiskBlobStore:
     async def start(self) -> None:
         """Make the folders and remove unfinished uploads that a crash left behind.
 
-        Raises: Unavailable when the folders cannot be used, or lie on two file systems.
+        Raises: ConfigError when the folders cannot be used, or lie on two file systems.
         """
+        self._is_stopped = False
+        self._synced_folders.clear()
         await self._run(self._prepare)
 
     def _prepare(self) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._temporary.mkdir(parents=True, exist_ok=True)
-        if self._root.stat().st_dev != self._temporary.stat().st_dev:
-            raise Unavailable(
-                f"{self._temporary} and {self._root} are on different file systems: "
-                "put unfinished uploads beside the blobs"
-            )
-        for leftover in self._temporary.iterdir():
-            if leftover.name.startswith("upload-"):
-                leftover.unlink(missing_ok=True)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for leftover in (*self._temporary.iterdir(), *self._root.iterdir()):
+                if _UPLOAD.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
+            self._probe()
+            _sync_folder(self._root.parent)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise ConfigError(
+                    f"{self._temporary} and {self._root} are on different file systems: put "
+                    "unfinished uploads (PDS_BLOBSTORE_DISK_TMP_LOCATION) beside the blobs"
+                ) from error
+            raise ConfigError(f"cannot use {self._root} for blobs: {error.strerror}") from error
 
     @asynccontextmanager
     async def stage(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[StagedBlob]:
         """Take a stream in; a short one stays in memory until it is stored."""
+        self._check_writable()
         staged = _StagedFile(self, self._temporary / f"upload-{secrets.token_hex(12)}")
         try:
             async for chunk in chunks:
                 await staged.add(chunk)
             yield staged
         finally:
-            await asyncio.shield(self._run(staged.discard))
+            # Not awaited, so that it happens also while the caller is being cancelled.
+            self._later(staged.discard)
 
     async def open(
         self, key: BlobKey, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]:
         """Yield the bytes of a blob or a part of it."""
-        file, left = await self._run(self._open, key, start, length)
+        reader = _Reader()
         try:
-            while left > 0:
-                chunk = await self._run(file.read, min(left, CHUNK_BYTES))
+            size = await self._run(reader.open, self._path(key), key)
+            end = size if length is None else start + length
+            if not 0 <= start <= end <= size:
+                raise ValueError(f"range outside the {size} bytes of the blob")
+            while start < end:
+                chunk = await self._run(reader.read, min(end - start, CHUNK_BYTES), start)
                 if not chunk:
                     raise Unavailable(f"blob {key.cid} is shorter than it was")
-                left -= len(chunk)
+                start += len(chunk)
                 yield chunk
         finally:
-            file.close()
-
-    def _open(self, key: BlobKey, start: int, length: int | None) -> tuple[BinaryIO, int]:
-        try:
-            file = self._path(key).open("rb", buffering=0)
-        except FileNotFoundError:
-            raise BlobMissing(key) from None
-        try:
-            size = os.fstat(file.fileno()).st_size
-            if not 0 <= start <= size or (length is not None and not 0 <= length <= size - start):
-                raise ValueError(f"range outside the {size} bytes of the blob")
-            file.seek(start)
-        except BaseException:
-            file.close()
-            raise
-        return file, size - start if length is None else length
+            self._later(reader.close)
 
     async def stat(self, key: BlobKey) -> BlobStat | None:
         """Return size and time of a blob, or None."""
@@ -121,8 +137,8 @@ class DiskBlobStore:
     @staticmethod
     def _stat(path: Path) -> BlobStat | None:
         try:
-            found = path.stat()
-        except FileNotFoundError:
+            found = path.stat(follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return BlobStat(found.st_size, found.st_mtime_ns // 1000)
 
@@ -130,13 +146,12 @@ class DiskBlobStore:
         """Remove a blob; gone for good when this returns."""
         return await self._run(self._delete, self._path(key))
 
-    @staticmethod
-    def _delete(path: Path) -> bool:
+    def _delete(self, path: Path) -> bool:
         try:
             path.unlink()
         except FileNotFoundError:
             return False
-        _sync_folder(path.parent)
+        self.sync_folder(path.parent)
         return True
 
     async def list(self, aid: int | None = None) -> AsyncIterator[tuple[BlobKey, BlobStat]]:
@@ -155,7 +170,7 @@ class DiskBlobStore:
             if not folder.name.isdecimal():
                 continue
             for part in _folders(folder):
-                for path in sorted(part.iterdir()):
+                for path in _entries(part):
                     try:
                         cid = parse_cid(path.name)
                     except InvalidCid:
@@ -165,28 +180,47 @@ class DiskBlobStore:
                         yield BlobKey(int(folder.name), cid), found
 
     async def ping(self) -> None:
-        """Write, sync and remove a small file."""
-        await self._run(self._ping)
+        """Write, sync and move a small file."""
+        self._check_writable()
+        await self._run(self._probe)
 
-    def _ping(self) -> None:
-        path = self._temporary / f"upload-{secrets.token_hex(12)}"
+    def _probe(self) -> None:
+        name = f"upload-{secrets.token_hex(12)}"
+        path, target = self._temporary / name, self._root / name
         try:
             with path.open("xb", buffering=0) as file:
-                file.write(b"ping")
+                file.write(b"probe")
                 os.fsync(file.fileno())
+            path.rename(target)
         finally:
             path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Wait for the threads."""
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self, fn: "Callable[[*Ts], T]", *args: *Ts) -> T:
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, fn, *args)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
+        except RuntimeError as error:
+            raise Unavailable("blob store: closed") from error
+        try:
+            return await future
         except OSError as error:
+            if error.errno in _FULL:
+                raise Unavailable("blob store: no space left") from error
             raise Unavailable(f"blob store: {error.strerror or error}") from error
+
+    def _later(self, fn: Callable[[], None]) -> None:
+        try:
+            self._threads.submit(fn)
+        except RuntimeError:
+            fn()  # the threads have ended
+
+    def _check_writable(self) -> None:
+        if self._is_stopped:
+            raise Unavailable("blob store: stopped after a failed sync; restart to check the disk")
 
     def _account_folder(self, aid: int) -> Path:
         return self._root / f"{aid % 256:02x}" / str(aid)
@@ -197,33 +231,37 @@ class DiskBlobStore:
 
     def place(self, temporary: Path, key: BlobKey) -> None:
         """Move a synced file to its key and sync the folders on the way. Runs on a thread."""
+        self._check_writable()
         target = self._path(key)
-        self._make_folders(target.parent)
-        try:
-            temporary.replace(target)
-        except FileNotFoundError:
-            if not target.exists():
-                # The folder was removed under us: make it again, for once.
-                self._known_folders.discard(target.parent)
-                self._make_folders(target.parent)
-                temporary.replace(target)
-        _sync_folder(target.parent)
+        part, account, shard = target.parent, target.parents[1], target.parents[2]
+        part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary.replace(target)
+        self.sync_folder(part)
+        # Whoever made a folder may not have synced it yet, so "it exists" proves nothing: every
+        # folder whose entry this process has not synced itself is synced here.
+        for folder in (part, account, shard):
+            if folder not in self._synced_folders:
+                self.sync_folder(folder.parent)
+                if len(self._synced_folders) >= MAX_KNOWN_FOLDERS:
+                    self._synced_folders.clear()
+                self._synced_folders.add(folder)
 
-    def _make_folders(self, folder: Path) -> None:
-        if folder in self._known_folders:
-            return
-        missing = []
-        step = folder
-        while step != self._root and not step.exists():
-            missing.append(step)
-            step = step.parent
-        for path in reversed(missing):
-            with suppress(FileExistsError):
-                path.mkdir()
-            _sync_folder(path.parent)
-        if len(self._known_folders) > 10_000:
-            self._known_folders.clear()
-        self._known_folders.add(folder)
+    def sync_folder(self, folder: Path) -> None:
+        """Make the entries of a folder durable; a failure stops the store. Runs on a thread."""
+        try:
+            _sync_folder(folder)
+        except FileNotFoundError:
+            self._synced_folders.clear()
+            raise
+        except OSError:
+            self._is_stopped = True
+            raise
+
+    def check_space(self) -> None:
+        """Refuse to fill the disk to the brim. Runs on a thread."""
+        disk = os.statvfs(self._temporary)
+        if disk.f_bavail * disk.f_frsize < self._min_free_bytes:
+            raise OSError(errno.ENOSPC, "too little space left")
 
     async def run(self, fn: "Callable[[*Ts], T]", *args: *Ts) -> T:
         """Run file work on the store's threads."""
@@ -238,7 +276,9 @@ class _StagedFile:
         self._path = path
         self._hash = sha256()
         self._pending = bytearray()
-        self._file: BinaryIO | None = None
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._is_discarded = False
         self.size = 0
         self.head = b""
 
@@ -255,37 +295,79 @@ class _StagedFile:
         self.size += len(chunk)
         self._pending += chunk
         if len(self._pending) >= CHUNK_BYTES:
-            await self._store.run(self._write, bytes(self._pending))
-            self._pending.clear()
+            content, self._pending = bytes(self._pending), bytearray()
+            await self._store.run(self._write, content)
+
+    async def store(self, aid: int) -> None:
+        """Write the rest, sync, rename, sync the folders: one hop."""
+        await self._store.run(self._finish, aid)
 
     def _write(self, content: bytes) -> None:
-        if self._file is None:
-            self._file = self._path.open("xb", buffering=0)
+        with self._lock:
+            self._write_locked(content)
+
+    def _write_locked(self, content: bytes) -> None:
+        if self._is_discarded:
+            return  # the caller was cancelled; nobody waits for this
+        if self._descriptor is None:
+            self._store.check_space()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
         self._hash.update(content)
         view = memoryview(content)
         while view:
-            written = self._file.write(view)
-            if not written:
-                raise OSError(errno.EIO, "the file system took no bytes")
-            view = view[written:]
-
-    async def store(self, aid: int) -> None:
-        """Write the rest, sync, rename, sync the folder: one hop."""
-        await self._store.run(self._finish, aid)
+            view = view[os.write(self._descriptor, view) :]
 
     def _finish(self, aid: int) -> None:
-        cid = self.cid
-        self._write(bytes(self._pending))
-        self._pending.clear()
-        if self._file is None:
-            raise StoreError("nothing was staged")
-        os.fsync(self._file.fileno())
-        self._store.place(self._path, BlobKey(aid, cid))
+        with self._lock:
+            cid = self.cid
+            content, self._pending = bytes(self._pending), bytearray()
+            self._write_locked(content)
+            if self._descriptor is None:
+                return
+            os.fsync(self._descriptor)
+            self._store.place(self._path, BlobKey(aid, cid))
 
     def discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._path.unlink(missing_ok=True)
+        with self._lock:
+            self._is_discarded = True
+            if self._descriptor is None:
+                return
+            os.close(self._descriptor)
+            self._descriptor = None
+            # A file that will not go is tried again at the next start.
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+class _Reader:
+    """A file being read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._is_closed = False
+
+    def open(self, path: Path, key: BlobKey) -> int:
+        with self._lock:
+            if self._is_closed:
+                return 0  # the caller was cancelled
+            try:
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                raise BlobMissing(key) from None
+            return os.fstat(self._descriptor).st_size
+
+    def read(self, count: int, offset: int) -> bytes:
+        with self._lock:
+            return b"" if self._descriptor is None else os.pread(self._descriptor, count, offset)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
 
 def _take(walk: Iterator[T], count: int) -> "list[T]":
@@ -297,14 +379,19 @@ def _take(walk: Iterator[T], count: int) -> "list[T]":
     return found
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir())
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir() and entry.name != TEMPORARY:
-            yield entry
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [
+        entry
+        for entry in _entries(folder)
+        if entry.name != TEMPORARY and not entry.is_symlink() and entry.is_dir()
+    ]
 
 
 def _sync_folder(folder: Path) -> None:
