@@ -1,0 +1,170 @@
+"""Announcing to relays: at start, after writes, when alone, with patience (SYNC-60)."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+
+from pds.errors import Rejected, RemoteError, Unreachable
+from pds.services.crawlers import FIRST_RETRY_S, MAX_LONELY_INTERVAL_S, MIN_INTERVAL_S, Crawlers
+
+RELAYS = ("https://relay.example", "https://other.example/")
+
+
+class FakePoster:
+    """Notes every request; relays named in `down` do not answer."""
+
+    def __init__(self) -> None:
+        self.posts: list[tuple[str, Any]] = []
+        self.down: dict[str, RemoteError] = {}
+        self.gate: asyncio.Event | None = None
+
+    async def post_json(self, url: str, value: Any, *, timeout_s: float) -> object:
+        assert timeout_s <= 10
+        self.posts.append((url, value))
+        if self.gate is not None:
+            await self.gate.wait()
+        for relay, error in self.down.items():
+            if url.startswith(relay):
+                raise error
+        return None
+
+
+class Town:
+    """A host with two relays and a clock moved by hand."""
+
+    def __init__(self, relays: tuple[str, ...] = RELAYS) -> None:
+        self.http = FakePoster()
+        self.now_s = 5000.0
+        self.readers = 0
+        self.crawlers = Crawlers(
+            http=self.http,
+            relays=relays,
+            hostname="pds.example",
+            reader_count=lambda: self.readers,
+            monotonic=lambda: self.now_s,
+        )
+
+    async def after(self, seconds: float) -> list[str]:
+        """Let time pass; returns the relays asked then."""
+        self.now_s += seconds
+        self.http.posts.clear()
+        await self.crawlers.announce_due()
+        return sorted(url.split("/")[2] for url, _value in self.http.posts)
+
+
+BOTH = ["other.example", "relay.example"]
+
+
+async def test_every_relay_is_asked_at_start() -> None:
+    town = Town()
+    assert await town.after(0) == BOTH
+    assert {url for url, _value in town.http.posts} == {
+        "https://relay.example/xrpc/com.atproto.sync.requestCrawl",
+        "https://other.example/xrpc/com.atproto.sync.requestCrawl",
+    }
+    assert all(value == {"hostname": "pds.example"} for _url, value in town.http.posts)
+
+
+async def test_writes_are_announced_at_most_every_twenty_minutes() -> None:
+    town = Town()
+    await town.after(0)
+    town.readers = 1
+    for _ in range(19):
+        town.crawlers.note_events(["an event"])
+        assert await town.after(60) == []
+    assert await town.after(60) == BOTH
+    assert await town.after(MIN_INTERVAL_S) == []
+    town.crawlers.note_events(["an event"])
+    assert await town.after(0) == BOTH
+
+
+async def test_with_a_reader_and_no_news_nobody_is_asked_again() -> None:
+    town = Town()
+    await town.after(0)
+    town.readers = 1
+    assert await town.after(10 * MAX_LONELY_INTERVAL_S) == []
+
+
+async def test_without_readers_relays_are_asked_again_ever_more_slowly() -> None:
+    town = Town((RELAYS[0],))
+    asked_at = []
+    for minute in range(40 * 60):
+        if await town.after(60 if minute else 0):
+            asked_at.append(town.now_s)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    assert gaps[:3] == [2 * MIN_INTERVAL_S, 4 * MIN_INTERVAL_S, 8 * MIN_INTERVAL_S]
+    assert gaps == sorted(gaps)
+    assert max(gaps) == MAX_LONELY_INTERVAL_S
+    town.readers = 1
+    town.crawlers.note_events(["an event"])
+    assert await town.after(MIN_INTERVAL_S)
+    town.readers = 0
+    assert await town.after(MIN_INTERVAL_S - 60) == []
+    assert await town.after(60) == ["relay.example"]
+
+
+async def test_a_relay_that_is_down_is_tried_again_with_growing_pauses_alone() -> None:
+    town = Town()
+    town.http.down["https://relay.example"] = Unreachable("no answer")
+    town.readers = 1
+    assert await town.after(0) == BOTH
+    assert await town.after(FIRST_RETRY_S - 1) == []
+    assert await town.after(1) == ["relay.example"]
+    assert await town.after(FIRST_RETRY_S) == []
+    assert await town.after(FIRST_RETRY_S) == ["relay.example"]
+    assert town.crawlers.relays[0].failures == 3
+    assert town.crawlers.relays[0].last_error == "no answer"
+    town.http.down.clear()
+    assert await town.after(3600) == ["relay.example"]
+    assert town.crawlers.relays[0].failures == 0
+    assert town.crawlers.relays[0].last_error is None
+
+
+async def test_a_relay_that_refuses_is_asked_again_at_most_every_hour() -> None:
+    town = Town((RELAYS[0],))
+    town.http.down["https://relay.example"] = Rejected("HostBanned")
+    count = 0
+    for _ in range(24 * 60):
+        count += bool(await town.after(60))
+    assert 24 <= count <= 34
+
+
+async def test_news_during_an_announcement_is_not_forgotten() -> None:
+    town = Town((RELAYS[0],))
+    town.readers = 1
+    town.http.gate = asyncio.Event()
+    task = asyncio.create_task(town.crawlers.announce_due())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    town.crawlers.note_events(["an event"])
+    town.http.gate.set()
+    await task
+    assert await town.after(MIN_INTERVAL_S) == ["relay.example"]
+
+
+async def test_the_same_relay_twice_is_one_relay() -> None:
+    town = Town((RELAYS[0], RELAYS[0]))
+    assert await town.after(0) == ["relay.example"]
+
+
+async def test_the_periodic_task_announces_and_wakes_for_news() -> None:
+    town = Town((RELAYS[0],))
+    task = asyncio.create_task(town.crawlers.run())
+    async with asyncio.timeout(10):
+        while len(town.http.posts) < 1:
+            await asyncio.sleep(0.001)
+        town.now_s += MIN_INTERVAL_S
+        town.crawlers.note_events(["an event"])
+        while len(town.http.posts) < 2:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_without_relays_there_is_nothing_to_do() -> None:
+    town = Town(())
+    await asyncio.wait_for(town.crawlers.run(), 1)
+    assert town.http.posts == []
