@@ -5,14 +5,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from pds.blobstore.memory import MemoryBlobStore
-from pds.errors import NotResolvable
+from pds.errors import NotResolvable, RequestError
 from pds.protocol.car import read_car
 from pds.protocol.cid import Cid
 from pds.protocol.diddoc import DidDocument, parse_did_document
 from pds.protocol.frames import Frame, decode_frame
 from pds.protocol.keys import make_signer
-from pds.protocol.repo import Head
+from pds.protocol.repo import UNSET, Head
 from pds.protocol.repo_verify import BlockMap, verify_commit_event, verify_repo
 from pds.protocol.syntax import Did, Handle
 from pds.protocol.tid import encode_tid
@@ -31,6 +33,8 @@ from pds.store.sqlite import SqliteEngine
 from tests.services.account_host import SettableClock, open_engine
 
 ALICE = Did("did:plc:aliceaaaaaaaaaaaaaaaaaaa")
+STRANGE = "com.example.unknown"
+CREATED = "2026-01-01T00:00:00.000Z"
 BOB = Did("did:plc:bobbbbbbbbbbbbbbbbbbbbbb")
 POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"
@@ -181,3 +185,37 @@ async def repo_host(place: Path, **spool: object) -> AsyncIterator[RepoHost]:
         host.keystore, host.accounts = keystore, accounts
         engine.add_event_hook(host.events.extend)
         yield host
+
+
+def post(text: str = "hello", rkey: str | None = None, action="create", **fields) -> RecordWrite:
+    swap = fields.pop("swap", UNSET)
+    value = {"text": text, "createdAt": CREATED} | fields
+    return RecordWrite(action, POST, rkey, value, swap)
+
+
+def strange(rkey: str, action="put", **value) -> RecordWrite:
+    return RecordWrite(action, STRANGE, rkey, value)
+
+
+def like(uri: str, rkey: str | None = None, cid: str | None = None) -> RecordWrite:
+    cid = cid or str(Cid.of_data(b"x"))
+    value = {"subject": {"uri": uri, "cid": cid}, "createdAt": CREATED}
+    return RecordWrite("create", LIKE, rkey, value)
+
+
+async def write(host: RepoHost, *writes: RecordWrite, **options):
+    host.clock.advance(1)
+    return await host.repos.write(host.aids[ALICE], writes, **options)
+
+
+async def refused(host: RepoHost, *writes: RecordWrite, **options) -> RequestError:
+    """Check that a batch is refused and that nothing at all changed; return the refusal."""
+    before = (await host.exports.head(ALICE), len(host.events))
+    with pytest.raises(RequestError) as info:
+        await write(host, *writes, **options)
+    assert (await host.exports.head(ALICE), len(host.events)) == before
+    return info.value
+
+
+def rkey_of(result, at: int = 0) -> str:
+    return result.outcomes[at].uri.rsplit("/", 1)[1]

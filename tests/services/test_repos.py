@@ -17,11 +17,21 @@ from pds.services.records_prepare import RecordWrite, prepare_writes
 from pds.services.repo_txn import Moment, commit_writes, emit_account, restate_head
 from pds.services.repos import RepoUnknown
 from pds.store.repos import get_account_repo
-from tests.services.repo_host import ALICE, BOB, CATALOG, LIKE, POST, RepoHost, repo_host
-
-PROFILE = "app.bsky.actor.profile"
-STRANGE = "com.example.unknown"
-CREATED = "2026-01-01T00:00:00.000Z"
+from tests.services.repo_host import (
+    ALICE,
+    BOB,
+    CATALOG,
+    CREATED,
+    POST,
+    STRANGE,
+    RepoHost,
+    post,
+    refused,
+    repo_host,
+    rkey_of,
+    strange,
+    write,
+)
 
 
 @pytest.fixture
@@ -29,40 +39,6 @@ async def host(tmp_path: Path):
     async with repo_host(tmp_path) as host:
         await host.add_account()
         yield host
-
-
-def post(text: str = "hello", rkey: str | None = None, action="create", **fields) -> RecordWrite:
-    swap = fields.pop("swap", UNSET)
-    value = {"text": text, "createdAt": CREATED} | fields
-    return RecordWrite(action, POST, rkey, value, swap)
-
-
-def strange(rkey: str, action="put", **value) -> RecordWrite:
-    return RecordWrite(action, STRANGE, rkey, value)
-
-
-def like(uri: str, rkey: str | None = None, cid: str | None = None) -> RecordWrite:
-    cid = cid or str(Cid.of_data(b"x"))
-    value = {"subject": {"uri": uri, "cid": cid}, "createdAt": CREATED}
-    return RecordWrite("create", LIKE, rkey, value)
-
-
-async def write(host: RepoHost, *writes: RecordWrite, **options):
-    host.clock.advance(1)
-    return await host.repos.write(host.aids[ALICE], writes, **options)
-
-
-async def refused(host: RepoHost, *writes: RecordWrite, **options) -> RequestError:
-    """Check that a batch is refused and that nothing at all changed; return the refusal."""
-    before = (await host.exports.head(ALICE), len(host.events))
-    with pytest.raises(RequestError) as info:
-        await write(host, *writes, **options)
-    assert (await host.exports.head(ALICE), len(host.events)) == before
-    return info.value
-
-
-def rkey_of(result, at: int = 0) -> str:
-    return result.outcomes[at].uri.rsplit("/", 1)[1]
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -318,200 +294,6 @@ def test_an_inactive_account_event_names_its_status():
     for active, status in ((True, "deactivated"), (False, None)):
         with pytest.raises(ValueError):
             emit_account(None, 1, ALICE, active=active, status=status)
-
-
-# --- records ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("write_", "options"),
-    [
-        (RecordWrite("create", POST, None, "text"), {}),
-        (RecordWrite("create", POST, None, None), {}),
-        (RecordWrite("create", "nocollection", None, {}), {}),
-        (RecordWrite("create", STRANGE, "a/b", {}), {}),
-        (RecordWrite("create", STRANGE, "..", {}), {}),
-        (RecordWrite("create", STRANGE, "a", {"$type": POST}), {}),
-        (RecordWrite("create", STRANGE, "a", {"$type": ""}), {}),
-        (RecordWrite("create", STRANGE, "a", {"f": 1.5}), {}),
-        (RecordWrite("create", STRANGE, "a", {"l": {"$link": "x"}}), {}),
-        (RecordWrite("create", STRANGE, "a", {"b": {"$type": "blob", "ref": 1}}), {}),
-        (
-            RecordWrite(
-                "create",
-                STRANGE,
-                "a",
-                {"deep": [{"cid": str(Cid.of_raw(b"x")), "mimeType": "image/png"}]},
-            ),
-            {},
-        ),
-        (RecordWrite("create", STRANGE, "a", {"text": "x" * 1_000_000}), {}),
-    ],
-)
-@pytest.mark.parametrize("validate", [None, False])
-async def test_no_mode_lets_bad_data_in(host, write_, options, validate):
-    """LEX-60, DM-1, DM-7, DM-20, DM-40, DM-42, DM-63."""
-    error = await refused(host, write_, validate=validate, **options)
-    assert (error.name, error.status) == ("InvalidRequest", 400)
-
-
-async def test_the_three_modes_of_validation(host):
-    """LEX-61, LEX-62, LEX-63."""
-    wrong = RecordWrite("create", POST, None, {"text": 1, "createdAt": CREATED})
-    for validate in (None, True):
-        assert "text" in (await refused(host, wrong, validate=validate)).message
-    assert (await write(host, wrong, validate=False)).outcomes[0].validation_status is None
-    assert (await write(host, post(), validate=True)).outcomes[0].validation_status == "valid"
-    assert (await write(host, strange("a", n=1))).outcomes[0].validation_status == "unknown"
-    assert "Unknown lexicon" in (await refused(host, strange("b", n=1), validate=True)).message
-
-
-async def test_a_record_key_must_fit_the_schema(host):
-    """DM-63, LEX-60."""
-    await refused(host, post(rkey="not-a-tid"))
-    profile = RecordWrite("put", PROFILE, "self", {"displayName": "Alice"})
-    assert (await write(host, profile)).outcomes[0].validation_status == "valid"
-    await refused(host, RecordWrite("put", PROFILE, "other", {"displayName": "Alice"}))
-    await write(host, post(rkey="not-a-tid"), validate=False)
-
-
-async def test_record_keys_made_here_are_distinct_tids(host):
-    """DM-61."""
-    result = await host.repos.write(host.aids[ALICE], [post(str(n)) for n in range(50)])
-    keys = [rkey_of(result, at) for at in range(50)]
-    assert keys == sorted(set(keys))
-
-
-async def test_a_published_schema_is_checked(host):
-    """LEX-67."""
-    collection = "com.atproto.lexicon.schema"
-    defs = {"main": {"type": "record", "key": "tid", "record": {"type": "object"}}}
-
-    def schema(rkey="com.example.thing", **fields):
-        value = {"lexicon": 1, "id": "com.example.thing", "defs": defs} | fields
-        return RecordWrite("put", collection, rkey, value)
-
-    await refused(host, schema(rkey="com.example.other"))
-    await refused(host, schema(defs={"main": {"type": "nonsense"}}))
-    await refused(host, schema(lexicon=2))
-    await write(host, schema(lexicon=2), validate=False)
-    assert (await write(host, schema())).commit is not None
-
-
-# --- blobs ------------------------------------------------------------------------------------
-
-
-def holding(rkey: str, *blobs, action="put") -> RecordWrite:
-    return RecordWrite(action, STRANGE, rkey, {"blobs": list(blobs)})
-
-
-async def stored(host: RepoHost) -> tuple[list[str], list[str]]:
-    """Return the CIDs that may be fetched and those whose bytes are to be deleted."""
-    held = await host.rows("SELECT cid FROM blob WHERE stored_at IS NOT NULL")
-    garbage = await host.rows("SELECT cid FROM blob_garbage")
-    return ([str(Cid(cid)) for (cid,) in held], [str(Cid(cid)) for (cid,) in garbage])
-
-
-def cid_of(blob) -> str:
-    return blob["ref"]["$link"]
-
-
-async def test_a_blob_lives_as_long_as_a_record_refers_to_it(host):
-    """XRPC-82, XRPC-84, XRPC-85."""
-    one, two = await host.upload(b"one"), await host.upload(b"two")
-    assert await stored(host) == ([], [])
-    await write(host, holding("a", one), holding("b", one))
-    assert await stored(host) == ([cid_of(one)], [])
-    await write(host, RecordWrite("delete", STRANGE, "a"))
-    assert await stored(host) == ([cid_of(one)], [])
-    await write(host, holding("b", two))
-    assert await stored(host) == ([cid_of(two)], [cid_of(one)])
-    await write(host, RecordWrite("delete", STRANGE, "b"))
-    assert (await stored(host))[0] == []
-    assert await host.rows("SELECT path FROM blob_ref") == []
-
-
-async def test_a_blob_may_move_between_records_in_one_batch(host):
-    """XRPC-85: claimed before it is let go."""
-    blob = await host.upload(b"one")
-    await write(host, holding("a", blob))
-    await write(host, RecordWrite("delete", STRANGE, "a"), holding("b", blob))
-    assert await stored(host) == ([cid_of(blob)], [])
-    await write(host, holding("b"), holding("c", blob, blob))
-    assert await stored(host) == ([cid_of(blob)], [])
-    assert await host.rows("SELECT path FROM blob_ref") == [(f"{STRANGE}/c",)]
-
-
-async def test_only_what_a_batch_leaves_behind_claims_blobs(host):
-    """REPO-69."""
-    one, two = await host.upload(b"one"), await host.upload(b"two")
-    await write(
-        host,
-        holding("a", one, action="create"),
-        holding("a", two, action="update"),
-        holding("b", one, action="create"),
-        RecordWrite("delete", STRANGE, "b"),
-    )
-    assert await stored(host) == ([cid_of(two)], [])
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"ref": {"$link": str(Cid.of_raw(b"other"))}}, "BlobNotFound"),
-        ({"mimeType": "text/plain"}, "InvalidMimeType"),
-        ({"size": 4}, "InvalidSize"),
-    ],
-)
-async def test_a_lying_blob_reference_refuses_the_batch(host, changes, name):
-    """XRPC-84."""
-    blob = await host.upload(b"one")
-    error = await refused(host, strange("x", n=1), holding("a", blob | changes))
-    assert (error.name, error.status) == (name, 400)
-    assert await stored(host) == ([], [])
-
-
-async def test_blobs_of_other_accounts_cannot_be_claimed(host):
-    """XRPC-85."""
-    await host.add_account(BOB, "bob.test")
-    blob = await host.upload(b"one")
-    with pytest.raises(RequestError, match="BlobNotFound"):
-        await host.repos.write(host.aids[BOB], [holding("a", blob)])
-
-
-# --- duplicates -------------------------------------------------------------------------------
-
-
-async def test_a_second_like_replaces_the_first_in_one_commit(host):
-    """XRPC-95, LEX-62."""
-    uri, other = f"at://{BOB}/{POST}/3kaaaaaaaaaaa", f"at://{BOB}/{POST}/3kaaaaaaaaaab"
-    first = await write(host, like(uri), replace_duplicates=True)
-    kept = await write(host, like(other), replace_duplicates=True)
-    second = await write(host, like(uri), replace_duplicates=True)
-    stored = await host.verify_stored()
-    assert {path.split("/")[1] for path in stored} == {rkey_of(kept), rkey_of(second)}
-    ops = host.frames()[-1].payload["ops"]
-    assert [(op["action"], op["path"].split("/")[1]) for op in ops] == [
-        ("delete", rkey_of(first)),
-        ("create", rkey_of(second)),
-    ]
-    host.verify_events()
-    third = await write(host, like(uri), replace_duplicates=True, validate=False)
-    assert third.commit is not None
-    assert len(await host.verify_stored()) == 3
-
-
-async def test_backlinks_follow_the_records(host):
-    uri, other = f"at://{BOB}/{POST}/3kaaaaaaaaaaa", f"at://{BOB}/{POST}/3kaaaaaaaaaab"
-    result = await write(host, like(uri))
-    changed = like(other, rkey_of(result))
-    await write(host, RecordWrite("put", LIKE, changed.rkey, changed.value))
-    follow = {"subject": BOB, "createdAt": CREATED}
-    await write(host, RecordWrite("create", "app.bsky.graph.follow", None, follow))
-    rows = await host.rows("SELECT collection, subject FROM backlink ORDER BY collection")
-    assert rows == [(LIKE, other), ("app.bsky.graph.follow", BOB)]
-    await write(host, RecordWrite("delete", LIKE, rkey_of(result)))
-    assert await host.rows("SELECT subject FROM backlink") == [(BOB,)]
 
 
 # --- reading ----------------------------------------------------------------------------------
