@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import AsyncIterator
 
 import pytest
 from atproto import CAR, AsyncClient, models
@@ -23,8 +24,18 @@ def png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
 
 
-async def sign_up(url: str, handle: str) -> AsyncClient:
+@pytest.fixture
+async def clients() -> AsyncIterator[list[AsyncClient]]:
+    """Clients of a test, closed at its end."""
+    opened: list[AsyncClient] = []
+    yield opened
+    for client in opened:
+        await client.request.close()
+
+
+async def sign_up(clients: list[AsyncClient], url: str, handle: str) -> AsyncClient:
     client = AsyncClient(base_url=url)
+    clients.append(client)
     await client.com.atproto.server.create_account(
         models.ComAtprotoServerCreateAccount.Data(
             handle=handle, email=f"{handle}@example.com", password=PASSWORD
@@ -34,9 +45,11 @@ async def sign_up(url: str, handle: str) -> AsyncClient:
     return client
 
 
-async def test_sdk_signs_up_posts_with_image_and_cleans_up(live_server: LiveServer) -> None:
-    alice = await sign_up(live_server.url, "sdk-alice.test")
-    bob = await sign_up(live_server.url, "sdk-bob.test")
+async def test_sdk_signs_up_posts_with_image_and_cleans_up(
+    live_server: LiveServer, clients: list[AsyncClient]
+) -> None:
+    alice = await sign_up(clients, live_server.url, "sdk-alice.test")
+    bob = await sign_up(clients, live_server.url, "sdk-bob.test")
     session = await alice.com.atproto.server.get_session()
     assert session.handle == "sdk-alice.test"
     did, bob_did = session.did, (await bob.com.atproto.server.get_session()).did
@@ -88,8 +101,10 @@ async def test_sdk_signs_up_posts_with_image_and_cleans_up(live_server: LiveServ
     await live_server.check_repo(did, {post.uri.split("/", 3)[3], "app.bsky.actor.profile/self"})
 
 
-async def test_sdk_preferences_and_refused_password(live_server: LiveServer) -> None:
-    client = await sign_up(live_server.url, "sdk-carol.test")
+async def test_sdk_preferences_and_refused_password(
+    live_server: LiveServer, clients: list[AsyncClient]
+) -> None:
+    client = await sign_up(clients, live_server.url, "sdk-carol.test")
     preferences = [models.AppBskyActorDefs.AdultContentPref(enabled=True)]
     await client.app.bsky.actor.put_preferences(
         models.AppBskyActorPutPreferences.Data(preferences=preferences)
@@ -97,12 +112,16 @@ async def test_sdk_preferences_and_refused_password(live_server: LiveServer) -> 
     stored = await client.app.bsky.actor.get_preferences()
     assert [type(item) for item in stored.preferences] == [models.AppBskyActorDefs.AdultContentPref]
     assert stored.preferences[0].enabled is True
+    stranger = AsyncClient(base_url=live_server.url)
+    clients.append(stranger)
     with pytest.raises(UnauthorizedError):
-        await AsyncClient(base_url=live_server.url).login("sdk-carol.test", "wrong password")
+        await stranger.login("sdk-carol.test", "wrong password")
 
 
-async def test_sdk_car_reader_agrees_with_the_independent_walk(live_server: LiveServer) -> None:
-    client = await sign_up(live_server.url, "sdk-dave.test")
+async def test_sdk_car_reader_agrees_with_the_independent_walk(
+    live_server: LiveServer, clients: list[AsyncClient]
+) -> None:
+    client = await sign_up(clients, live_server.url, "sdk-dave.test")
     did = (await client.com.atproto.server.get_session()).did
     for number in range(40):
         await client.send_post(f"post {number}", profile_identify=did)

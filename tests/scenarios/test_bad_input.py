@@ -20,7 +20,7 @@ from tests.support_live import LiveServer, live_server_in
 
 POST = "app.bsky.feed.post"
 FOREIGN_CID = "bafyreidwroesxuw5qzp4pdvvpbxv4bjuvhubqz4zfz3de6pi3a5c5rryum"
-FOREIGN_BLOB = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+FOREIGN_BLOB = "bafkreiftrdw3dgnrd44ohliul7daotoccfan2b4kqjze2tuqsb7llojjaq"
 STALE_JWT = ".".join(
     base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
     for part in ({"typ": "at+jwt", "alg": "none"}, {"sub": "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"})
@@ -86,7 +86,7 @@ def image(ref: str, mime: str = "image/png", size: int = 10) -> dict[str, Any]:
     }
 
 
-def record_cases(did: str, blob: dict[str, Any]) -> Iterator[Case]:
+def record_cases(did: str, other_did: str, blob: dict[str, Any]) -> Iterator[Case]:
     """Yield writes of records that must be refused (DM-1..DM-43, LEX-60..LEX-63)."""
     create = "com.atproto.repo.createRecord"
     ref = blob["ref"]["$link"]
@@ -273,6 +273,13 @@ def query_cases(did: str) -> Iterator[Case]:
     yield Case("a wrong verb", "com.atproto.repo.createRecord", 400, "InvalidRequest", **none)
 
 
+async def sign_up(session: aiohttp.ClientSession, server: LiveServer, name: str) -> Any:
+    body = {"handle": f"{name}.test", "email": f"{name}@example.com", "password": "bad input 1"}
+    url = f"{server.url}/xrpc/com.atproto.server.createAccount"
+    async with session.post(url, json=body) as answer:
+        return await answer.json()
+
+
 async def snapshot(session: aiohttp.ClientSession, server: LiveServer, did: str) -> list[Any]:
     """Return everything that a bad request could have changed."""
     found = []
@@ -315,10 +322,7 @@ async def ask(session: aiohttp.ClientSession, server: LiveServer, case: Case, to
 @pytest.mark.timeout(120)
 async def test_bad_input_gets_its_error_and_changes_nothing(tmp_path: Path) -> None:
     async with live_server_in(tmp_path / "server") as server, aiohttp.ClientSession() as session:
-        body = {"handle": "bad.test", "email": "bad@example.com", "password": "bad input 1"}
-        url = f"{server.url}/xrpc/com.atproto.server.createAccount"
-        async with session.post(url, json=body) as answer:
-            account = await answer.json()
+        account, other = [await sign_up(session, server, name) for name in ("bad", "other")]
         did, token = account["did"], account["accessJwt"]
         picture = b"\x89PNG\r\n\x1a\n" + bytes(60)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
@@ -328,7 +332,7 @@ async def test_bad_input_gets_its_error_and_changes_nothing(tmp_path: Path) -> N
 
         before = await snapshot(session, server, did)
         cases = [
-            *record_cases(did, blob),
+            *record_cases(did, other["did"], blob),
             *body_cases(did),
             *token_cases(did, account["refreshJwt"]),
             *query_cases(did),
