@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from pds.protocol.frames import decode_frame
 from tests.scenarios.conftest import Host, host_in
 from tests.support_client import Client, XrpcError, sign_up
 
@@ -87,6 +88,27 @@ async def test_the_server_stops_in_order_with_requests_in_progress(tmp_path: Pat
             limit=100,
         )
     assert written <= {record["uri"] for record in found["records"]}
+
+
+async def test_firehose_readers_are_told_that_the_server_stops(tmp_path: Path) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with host_in(tmp_path) as host:
+            url = f"{host.url}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
+            reader = await http.ws_connect(url)
+            await (await sign_up(host.client, "alice.test")).post("hello")
+            seen: list[str] = []
+            reading = asyncio.create_task(_read_frames(reader, seen))
+            while "#commit" not in seen:
+                await asyncio.sleep(0.01)
+            stopping = time.monotonic()
+        await reading
+        assert reader.close_code == 1000
+        assert time.monotonic() - stopping < 2
+
+
+async def _read_frames(reader: aiohttp.ClientWebSocketResponse, seen: list[str]) -> None:
+    async for message in reader:
+        seen.append(decode_frame(message.data).type or "")
 
 
 async def test_a_server_starts_within_a_second(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Every method that is served, against credentials: a method without a row here fails (D1)."""
+
+import base64
+
+import pytest
+
+from pds.app import METHOD_TABLES
+from pds.services.lexicons import load_catalog
+from pds.xrpc.server import Auth
+from tests.scenarios.conftest import Host
+from tests.support_client import XrpcError, sign_up
+
+LEVELS = {
+    "app.bsky.actor.getPreferences": Auth.SESSION_TAKENDOWN_OK,
+    "app.bsky.actor.putPreferences": Auth.SESSION,
+    "com.atproto.identity.refreshIdentity": Auth.SESSION,
+    "com.atproto.identity.resolveDid": Auth.NONE,
+    "com.atproto.identity.resolveHandle": Auth.NONE,
+    "com.atproto.identity.resolveIdentity": Auth.NONE,
+    "com.atproto.repo.applyWrites": Auth.SESSION,
+    "com.atproto.repo.createRecord": Auth.SESSION,
+    "com.atproto.repo.deleteRecord": Auth.SESSION,
+    "com.atproto.repo.describeRepo": Auth.NONE,
+    "com.atproto.repo.getRecord": Auth.NONE,
+    "com.atproto.repo.listMissingBlobs": Auth.SESSION,
+    "com.atproto.repo.listRecords": Auth.NONE,
+    "com.atproto.repo.putRecord": Auth.SESSION,
+    "com.atproto.repo.uploadBlob": Auth.SESSION_OR_SERVICE,
+    "com.atproto.server.createAccount": Auth.SERVICE_OPTIONAL,
+    "com.atproto.server.createAppPassword": Auth.FULL,
+    "com.atproto.server.createInviteCode": Auth.ADMIN,
+    "com.atproto.server.createInviteCodes": Auth.ADMIN,
+    "com.atproto.server.createSession": Auth.NONE,
+    "com.atproto.server.deleteSession": Auth.REFRESH,
+    "com.atproto.server.describeServer": Auth.NONE,
+    "com.atproto.server.getServiceAuth": Auth.SESSION_TAKENDOWN_OK,
+    "com.atproto.server.getSession": Auth.SESSION,
+    "com.atproto.server.listAppPasswords": Auth.FULL,
+    "com.atproto.server.refreshSession": Auth.REFRESH,
+    "com.atproto.server.revokeAppPassword": Auth.FULL,
+    "com.atproto.sync.getBlob": Auth.OPTIONAL,
+    "com.atproto.sync.getBlocks": Auth.OPTIONAL,
+    "com.atproto.sync.getCheckout": Auth.OPTIONAL,
+    "com.atproto.sync.getHead": Auth.OPTIONAL,
+    "com.atproto.sync.getLatestCommit": Auth.OPTIONAL,
+    "com.atproto.sync.getRecord": Auth.OPTIONAL,
+    "com.atproto.sync.getRepo": Auth.OPTIONAL,
+    "com.atproto.sync.getRepoStatus": Auth.NONE,
+    "com.atproto.sync.listBlobs": Auth.OPTIONAL,
+    "com.atproto.sync.listRepos": Auth.NONE,
+    "com.atproto.sync.subscribeRepos": Auth.NONE,
+}
+
+OPEN = {Auth.NONE, Auth.OPTIONAL, Auth.SERVICE_OPTIONAL}
+
+
+def test_every_method_has_the_level_that_is_written_here() -> None:
+    served = {entry.nsid: entry.auth for table in METHOD_TABLES for entry in table}
+    assert served == LEVELS
+
+
+async def _outcome(host: Host, nsid: str, did: str, authorization: str | None) -> tuple[int, str]:
+    """Call a method with nothing but a credential; return status and error name."""
+    method = load_catalog().method(nsid)
+    assert method is not None
+    params = {
+        "did": did,
+        "repo": did,
+        "collection": "app.bsky.feed.post",
+        "rkey": "3kaaaaaaaaa2a",
+        "cid": "bafkreiftrdw3dgnrd44ohliul7daotoccfan2b4kqjze2tuqsb7llojjaq",
+        "cids": "bafyreidwroesxuw5qzp4pdvvpbxv4bjuvhubqz4zfz3de6pi3a5c5rryum",
+        "aud": "did:web:example.com",
+        "handle": "nobody.test",
+        "identifier": "nobody.test",
+    }
+    headers = {"Authorization": authorization} if authorization else {}
+    verb = "POST" if method.kind == "procedure" else "GET"
+    try:
+        await host.client.call(verb, nsid, headers=headers, params=params if verb == "GET" else {})
+    except XrpcError as error:
+        return error.status, error.name
+    return 200, ""
+
+
+@pytest.mark.timeout(60)
+async def test_every_method_treats_missing_and_bad_credentials_alike(host: Host) -> None:
+    """(XRPC-20, XRPC-21, XRPC-24, XRPC-28)"""
+    wrong_admin = "Basic " + base64.b64encode(b"admin:wrong").decode()
+    did = (await sign_up(host.client, "alice.test")).did
+    wrong = []
+    for nsid, level in LEVELS.items():
+        host.server.services.admin._failures.clear()  # Guesses are limited; these are meant.
+        missing = await _outcome(host, nsid, did, None)
+        junk = await _outcome(host, nsid, did, "Bearer junk")
+        basic = await _outcome(host, nsid, did, wrong_admin)
+        if (missing == (401, "AuthMissing")) == (level in OPEN):
+            wrong.append(f"{nsid} without credential: {missing}")
+        match level:
+            case Auth.NONE:
+                is_right = junk == basic == missing
+            case Auth.OPTIONAL:
+                is_right = junk == (400, "InvalidToken") and basic[0] == 401
+            case Auth.ADMIN:
+                is_right = junk[0] == basic[0] == 401
+            case Auth.SERVICE_OPTIONAL:
+                is_right = junk[0] == 401 and basic == (400, "InvalidToken")
+            case Auth.REFRESH:
+                is_right = junk[0] == 400 and basic == (400, "InvalidToken")
+            case _:
+                is_right = junk == basic == (400, "InvalidToken")
+        if not is_right:
+            wrong.append(f"{nsid}: junk {junk}, wrong admin {basic}")
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_an_app_password_is_no_main_password(host: Host) -> None:
+    """(D2)"""
+    alice = await sign_up(host.client, "alice.test")
+    made = await alice.client.post("com.atproto.server.createAppPassword", name="phone")
+    login = await host.client.post(
+        "com.atproto.server.createSession", identifier="alice.test", password=made["password"]
+    )
+    phone = host.client.with_token(login["accessJwt"])
+    for nsid in (nsid for nsid, level in LEVELS.items() if level is Auth.FULL):
+        with pytest.raises(XrpcError) as caught:
+            await (phone.get(nsid) if "list" in nsid else phone.post(nsid, {"name": "x"}))
+        assert caught.value.name == "InvalidToken", nsid
+
+
+async def test_the_operator_makes_invites(host: Host) -> None:
+    """(XRPC-28)"""
+    basic = base64.b64encode(f"admin:{host.admin_password}".encode()).decode()
+    answer = await host.client.call(
+        "POST",
+        "com.atproto.server.createInviteCode",
+        json={"useCount": 1},
+        headers={"Authorization": f"Basic {basic}"},
+    )
+    assert answer["code"]
