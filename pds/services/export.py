@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from pds.errors import Corrupt, RequestError
 from pds.protocol.car import encode_car, encode_car_header, encode_varint
-from pds.protocol.cid import Cid, InvalidCid, parse_cid
+from pds.protocol.cid import BLESSED_CID_BYTES, Cid, InvalidCid, parse_cid
 from pds.protocol.mst.node import InvalidNode, Node, decode_own_node, read_links
 from pds.protocol.mst.proof import path_nodes
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, MissingBlock, NodeCache
@@ -258,10 +258,7 @@ class _Output:
 
     def block(self, cid: bytes, block: bytes) -> None:
         size = len(cid) + len(block)
-        if 127 < size < 16384:
-            self._parts += (bytes((size & 127 | 128, size >> 7)), cid, block)
-        else:
-            self._parts += (encode_varint(size), cid, block)
+        self._parts += (encode_varint(size), cid, block)
         self._size += size
         if self._size >= _FLUSH_BYTES:
             self.flush()
@@ -301,17 +298,33 @@ def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
     if repo.node_count <= _SMALL_REPO_NODES:
         nodes.read_all()
     stack: list[Cid | bytes] = [repo.head.data]
+    parts: list[bytes] = []
+    add, pop = parts.append, stack.pop
+    size = 0
     while stack:
-        cid = stack.pop()
+        cid = pop()
         if type(cid) is Cid:
-            node = nodes.take(cid)
-            output.block(cid, node.block)
-            stack += node.links
+            _rev, block, links = nodes.take(cid)
+            stack += links
         else:
             path, found, block = next(records, ("", b"", b""))
             if cid != found:
                 raise Corrupt(f"record index and tree of {repo.head.did} differ at {path}")
-            output.block(cid, block)
+        # Written out for the usual lengths: this loop runs for every block of every export.
+        length = BLESSED_CID_BYTES + len(block)
+        if 127 < length < 16_384:
+            add(bytes((length & 127 | 128, length >> 7)))
+        else:
+            add(encode_varint(length))
+        add(cid)
+        add(block)
+        size += length
+        if size >= _FLUSH_BYTES:
+            output.add(b"".join(parts))
+            output.flush()
+            parts.clear()
+            size = 0
+    output.add(b"".join(parts))
     if next(records, None) is not None:
         raise Corrupt(f"record index of {repo.head.did} has more than its tree")
 
