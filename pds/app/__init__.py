@@ -15,7 +15,7 @@ answers behind it), `background` (timed work), `server` (all of it in order).
 """
 
 from pds.app.http import METHOD_TABLES
-from pds.app.maintenance import accept_clock
+from pds.app.maintenance import accept_clock, repair_repo_rev
 from pds.app.options import EmbeddedPlc, Options
 from pds.app.server import RunningServer, running_server
 
@@ -25,5 +25,6 @@ __all__ = [
     "Options",
     "RunningServer",
     "accept_clock",
+    "repair_repo_rev",
     "running_server",
 ]

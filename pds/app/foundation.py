@@ -56,7 +56,7 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     Raises: ConfigError, StoreError.
     """
     folder = config.data.directory
-    keystore = Keystore(_master_key(config))
+    keystore = open_keystore(config)
     user_agent = f"Freehold/{pds.__version__} (+{config.public_url})"
     dates = References()
     trusted = TrustedClient(
@@ -140,6 +140,11 @@ class References:
 def _reference_urls(config: Config) -> list[str]:
     relays = (f"{url.rstrip('/')}/xrpc/_health" for url in config.federation.crawlers)
     return [f"{config.identity.plc_url}/_health", *relays]
+
+
+def open_keystore(config: Config) -> Keystore:
+    """Return the keystore under the configured master key. Raises: ConfigError."""
+    return Keystore(_master_key(config))
 
 
 def _master_key(config: Config) -> bytes:

@@ -1,9 +1,19 @@
-"""Acts on the data of a server that is not running."""
+"""Acts on the data of a server that is not running.
 
-from pds.app.foundation import DATABASE_FILE
+The lock on the data folder makes sure of that: with a running server every one of these fails.
+"""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pds.app.foundation import DATABASE_FILE, open_keystore
+from pds.app.wiring import CLOCK_IDS
 from pds.config import Config
 from pds.errors import ConfigError
+from pds.services.rev_repair import RevRepair, repair_rev
 from pds.store.clock import SystemClock, put_accepted_us
+from pds.store.engine import Txn
 from pds.store.sqlite import SqliteEngine, SqliteSettings
 
 
@@ -12,15 +22,37 @@ async def accept_clock(config: Config) -> None:
 
     Raises: ConfigError when there is no database; Unavailable when a server is running on it.
     """
+    async with _opened(config) as engine:
+        await engine.transact("clock.accept", put_accepted_us, SystemClock().now_us())
+
+
+async def repair_repo_rev(config: Config, did_or_handle: str) -> RevRepair:
+    """Bring one repo back whose rev lies in the future; see `rev_repair`.
+
+    Raises: as `accept_clock`; RequestError when there is nothing to repair.
+    """
+    keystore = open_keystore(config)
+    now_us = SystemClock().now_us()
+    clock_id = secrets.randbelow(CLOCK_IDS)
+
+    def repair(txn: Txn) -> RevRepair:
+        keystore.check_master_key(txn)
+        return repair_rev(txn, keystore, did_or_handle, now_us=now_us, clock_id=clock_id)
+
+    async with _opened(config) as engine:
+        return await engine.transact("repo.repair_rev", repair)
+
+
+@asynccontextmanager
+async def _opened(config: Config) -> AsyncIterator[SqliteEngine]:
     path = config.data.directory / DATABASE_FILE
     if not path.exists():
         raise ConfigError(
             f"there is no database in {config.data.directory}: set PDS_DATA_DIRECTORY"
         )
-    wall = SystemClock()
-    engine = SqliteEngine(SqliteSettings(path), wall)
+    engine = SqliteEngine(SqliteSettings(path), SystemClock())
     await engine.start()
     try:
-        await engine.transact("clock.accept", put_accepted_us, wall.now_us())
+        yield engine
     finally:
         await engine.close()

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 import pds
-from pds.cli import clock, configuration, dev, routes, serve
+from pds.cli import clock, configuration, dev, repo, routes, serve
 from pds.errors import ConfigError, RemoteError, StoreError
 
 EXIT_FAILED: Final = 1
@@ -33,6 +33,7 @@ def version() -> None:
 commands.add_command(clock.clock)
 commands.add_command(configuration.config)
 commands.add_command(dev.dev)
+commands.add_command(repo.repo)
 commands.add_command(routes.routes)
 commands.add_command(serve.serve)
 
