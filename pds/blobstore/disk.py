@@ -306,9 +306,9 @@ class _StagedFile:
         with self._lock:
             self._write_locked(content)
 
-    def _write_locked(self, content: bytes) -> None:
+    def _write_locked(self, content: bytes) -> int:
         if self._is_discarded:
-            return  # the caller was cancelled; nobody waits for this
+            raise Unavailable("blob store: the upload was given up")
         if self._descriptor is None:
             self._store.check_space()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -317,15 +317,13 @@ class _StagedFile:
         view = memoryview(content)
         while view:
             view = view[os.write(self._descriptor, view) :]
+        return self._descriptor
 
     def _finish(self, aid: int) -> None:
         with self._lock:
             cid = self.cid
             content, self._pending = bytes(self._pending), bytearray()
-            self._write_locked(content)
-            if self._descriptor is None:
-                return
-            os.fsync(self._descriptor)
+            os.fsync(self._write_locked(content))
             self._store.place(self._path, BlobKey(aid, cid))
 
     def discard(self) -> None:

@@ -2,22 +2,25 @@
 
 An upload is hashed while it streams in, its bytes are durable before its row exists, and the row
 exists before the client has an answer. Bytes of blobs without a row are deleted by jobs; a lock per
-blob keeps such a job from deleting what an upload of the same bytes is just storing.
+blob keeps such a job from deleting what an upload of the same bytes is just storing. What is done
+under that lock is finished even if the caller goes away: a transaction that was handed in happens,
+and must not happen after the lock is free.
 
-Small blobs are hashed again before they are served: a flipped bit on the disk is never handed out
-as truth. Larger ones are checked by `scrub`.
+A flipped bit on the disk is never handed out as truth. Small blobs are hashed again before they are
+served; larger ones while they are sent, and the last piece is kept back if the hash is wrong.
+`scrub` reads all. A blob that was found damaged is refused until its bytes are uploaded again.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeVar
 
-from pds.blobstore.base import BlobKey, BlobMissing, BlobStore
-from pds.errors import Corrupt, RequestError
+from pds.blobstore.base import BlobKey, BlobMissing, BlobStore, StagedBlob
+from pds.errors import Corrupt, RequestError, StoreError
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json
 from pds.protocol.syntax import InvalidSyntax, Tid, parse_tid
@@ -49,6 +52,11 @@ MIN_TEMPORARY_S: Final = 3600
 JOB_ROWS: Final = 500
 ORPHAN_AGE_US: Final = 6 * 3600 * 1_000_000
 """Bytes without a row younger than this may belong to an upload under way."""
+
+MAX_DAMAGED: Final = 10_000
+"""Damaged blobs that are remembered; with more of them the disk is the problem."""
+
+T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
@@ -85,6 +93,7 @@ class Blobs:
         self._store = store
         self._temporary_us = max(settings.temporary_s, MIN_TEMPORARY_S) * 1_000_000
         self._locks: dict[BlobKey, _Lock] = {}
+        self._damaged: set[BlobKey] = set()
 
     async def upload(
         self,
@@ -107,19 +116,7 @@ class Blobs:
                     f"Content-Length is {declared_size}, but {staged.size} bytes came",
                 )
             mime_type = choose_mime_type(staged.head, declared_type)
-            key = BlobKey(aid, staged.cid)
-            with self._locked(key) as lock:
-                async with lock:
-                    await staged.store(aid)
-                    blob = await self._engine.transact(
-                        "blob.upload",
-                        _note_upload,
-                        key,
-                        mime_type,
-                        staged.size,
-                        self._clock.now_us(),
-                        accounts=(aid,),
-                    )
+            blob = await _finish(self._store_staged(BlobKey(aid, staged.cid), staged, mime_type))
         return {
             "$type": "blob",
             "ref": {"$link": str(blob.cid)},
@@ -134,21 +131,44 @@ class Blobs:
         bytes are not those of the CID. Spec: XRPC-87
         """
         key, blob = await self._engine.read("blob.open", _find, did, _parse_cid(cid), principal)
+        if key in self._damaged:
+            raise self._note_damage(key)
         if blob.size > CHECKED_BYTES:
-            if await self._store.stat(key) is None:
+            found = await self._store.stat(key)
+            if found is None:
                 raise self._lost(key)
+            if found.size != blob.size:
+                raise self._note_damage(key)
             return OpenBlob(key, blob.mime_type, blob.size, None)
         try:
             content = b"".join([chunk async for chunk in self._store.open(key)])
         except BlobMissing:
             raise self._lost(key) from None
         if Cid.of_raw(content) != key.cid:
-            raise Corrupt(f"blob {key.cid} of account {key.aid} is damaged")
+            raise self._note_damage(key)
         return OpenBlob(key, blob.mime_type, blob.size, content)
 
-    def read(self, blob: OpenBlob, start: int, length: int) -> AsyncIterator[bytes]:
-        """Yield a part of an open blob."""
-        return self._store.open(blob.key, start=start, length=length)
+    async def read(self, blob: OpenBlob, start: int, length: int) -> AsyncIterator[bytes]:
+        """Yield a part of an open blob.
+
+        A whole blob is hashed on the way. Raises: Corrupt instead of the last piece, so that no
+        reader takes a damaged blob for complete.
+        """
+        chunks = self._store.open(blob.key, start=start, length=length)
+        if length < blob.size:
+            async for chunk in chunks:
+                yield chunk
+            return
+        digest = sha256()
+        last = b""
+        async for chunk in chunks:
+            if last:
+                yield last
+            digest.update(chunk)
+            last = chunk
+        if Cid.of_raw_digest(digest.digest()) != blob.key.cid:
+            raise self._note_damage(blob.key)
+        yield last
 
     async def list_stored(
         self,
@@ -211,9 +231,16 @@ class Blobs:
         deleted = 0
         while True:
             batch = await self._engine.read("blob.list_garbage", _list_garbage)
+            failed = False
             for aid, cid in batch:
-                deleted += await self._delete(BlobKey(aid, cid))
-            if len(batch) < JOB_ROWS:
+                try:
+                    deleted += await self._delete(BlobKey(aid, cid))
+                except StoreError as error:
+                    # It stays queued for the next run; the others need not wait for it.
+                    failed = True
+                    fields = {"aid": aid, "cid": str(cid), "reason": str(error)}
+                    _log.warning("blob.not_deleted", extra=fields)
+            if failed or len(batch) < JOB_ROWS:
                 return deleted
 
     async def sweep_orphans(self) -> int:
@@ -233,9 +260,15 @@ class Blobs:
         """Read every stored blob and yield whether its bytes are those of its CID."""
         async for key, _ in self._store.list():
             digest = sha256()
-            async for chunk in self._store.open(key):
-                digest.update(chunk)
-            yield key, Cid.of_raw_digest(digest.digest()) == key.cid
+            try:
+                async for chunk in self._store.open(key):
+                    digest.update(chunk)
+            except BlobMissing:
+                continue  # deleted since it was listed
+            is_sound = Cid.of_raw_digest(digest.digest()) == key.cid
+            if not is_sound:
+                self._note_damage(key)
+            yield key, is_sound
 
     async def _delete_unknown(self, keys: list[BlobKey]) -> int:
         known = await self._engine.read(
@@ -245,6 +278,9 @@ class Blobs:
 
     async def _delete(self, key: BlobKey) -> bool:
         """Delete the bytes of a blob unless it has a row again."""
+        return await _finish(self._delete_bytes(key))
+
+    async def _delete_bytes(self, key: BlobKey) -> bool:
         with self._locked(key) as lock:
             async with lock:
                 row = await self._engine.read("blob.get", get_blob, key.aid, key.cid)
@@ -252,7 +288,32 @@ class Blobs:
                 await self._engine.transact(
                     "blob.forget_garbage", forget_garbage, [(key.aid, key.cid)], bulk=True
                 )
+                self._damaged.discard(key)
         return gone
+
+    async def _store_staged(self, key: BlobKey, staged: StagedBlob, mime_type: str) -> Blob:
+        """Make an upload durable, then its row."""
+        with self._locked(key) as lock:
+            async with lock:
+                await staged.store(key.aid)
+                blob = await self._engine.transact(
+                    "blob.upload",
+                    _note_upload,
+                    key,
+                    mime_type,
+                    staged.size,
+                    self._clock.now_us(),
+                    accounts=(key.aid,),
+                )
+                self._damaged.discard(key)
+        return blob
+
+    def _note_damage(self, key: BlobKey) -> Corrupt:
+        if key not in self._damaged:
+            _log.error("blob.damaged", extra={"aid": key.aid, "cid": str(key.cid)})
+            if len(self._damaged) < MAX_DAMAGED:
+                self._damaged.add(key)
+        return Corrupt(f"blob {key.cid} of account {key.aid} is damaged")
 
     def _lost(self, key: BlobKey) -> RequestError:
         _log.error("blob.lost", extra={"aid": key.aid, "cid": str(key.cid)})
@@ -268,6 +329,20 @@ class Blobs:
             lock.users -= 1
             if lock.users == 0:
                 del self._locks[key]
+
+
+async def _finish(work: Coroutine[None, None, T]) -> T:
+    """Run `work` to its end even if the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: there is nobody left to tell
+        raise
 
 
 class _Lock:

@@ -9,7 +9,7 @@ its blobs (XRPC-86).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pds.errors import RequestError
@@ -60,7 +60,7 @@ def insert_upload(txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, no
     """Note an upload whose bytes are stored, and return the row.
 
     A blob that is there already keeps its type; a temporary one starts its time anew. If a record
-    refers to the CID already, the blob is permanent at once.
+    refers to the CID already (the repo was imported first), the blob is permanent at once.
 
     Raises: RequestError `InvalidRequest` when the blob was taken down. Spec: XRPC-83, XRPC-86
     """
@@ -68,16 +68,20 @@ def insert_upload(txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, no
     if known is not None and known.is_taken_down:
         raise RequestError("InvalidRequest", "This blob has been taken down and is not accepted")
     txn.write("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
+    if known is not None and not known.is_temporary:
+        return known
+    stored_at = now_us if _is_referenced(txn, aid, cid) else None
     if known is None:
-        stored_at = now_us if _is_referenced(txn, aid, cid) else None
         txn.write(
             f"INSERT INTO blob (aid, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL)",
             (aid, cid, mime_type, size, now_us, stored_at),
         )
         return Blob(cid, mime_type, size, now_us, stored_at, None)
-    if known.is_temporary:
-        txn.write("UPDATE blob SET created_at = ? WHERE aid = ? AND cid = ?", (now_us, aid, cid))
-    return known
+    txn.write(
+        "UPDATE blob SET created_at = ?, stored_at = ? WHERE aid = ? AND cid = ?",
+        (now_us, stored_at, aid, cid),
+    )
+    return replace(known, created_at=now_us, stored_at=stored_at)
 
 
 def claim_blobs(

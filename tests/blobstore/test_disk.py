@@ -264,13 +264,15 @@ async def test_cancelled_readers_and_writers_leak_no_descriptors(store):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_a_write_that_comes_after_its_upload_was_given_up_does_nothing(store, tmp_path):
+async def test_a_write_that_comes_after_its_upload_was_given_up_leaves_nothing(store, tmp_path):
     """As when a cancelled upload's chunk still waits for a thread."""
     async with store.stage(pieces(LARGE)) as staged:
         pass
     await store.ping()
-    staged._write(b"late")
-    staged._finish(1)
+    with pytest.raises(Unavailable):
+        staged._write(b"late")
+    with pytest.raises(Unavailable):
+        await staged.store(1)
     await store.close()
     assert files(tmp_path / "blobs") == []
 
@@ -308,4 +310,4 @@ async def test_memory_stays_bounded_while_streaming(store):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size == 64 * CHUNK_BYTES * 2
-    assert peak < 10 * CHUNK_BYTES
+    assert peak < 20 * CHUNK_BYTES
