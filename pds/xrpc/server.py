@@ -298,9 +298,12 @@ class XrpcServer:
         is_head = request.method == "HEAD" and endpoint.verb == "GET"
         if endpoint.verb != request.method and not is_head:
             trace.method = name
-            raise invalid_request(
+            refusal = invalid_request(
                 f"Incorrect HTTP method ({request.method}) expected {endpoint.verb}"
             )
+            if endpoint.method.kind == "subscription":  # SYNC-4
+                refusal.status, refusal.headers["Allow"] = 405, "GET"
+            raise refusal
         return await self._run(endpoint, request, trace)
 
     async def _run_fallback(

@@ -246,6 +246,7 @@ async def test_the_handshake_is_that_of_the_rfc(host: Host) -> None:
     ("request_bytes", "status"),
     [
         (f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 426),
+        (f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode(), 405),
         (handshake(Upgrade="h2c"), 426),
         (handshake(Connection="keep-alive"), 426),
         (handshake(Sec_WebSocket_Version="8"), 426),
