@@ -5,6 +5,7 @@ and the tree is rebuilt from the definition (REPO-20..24) instead of being edite
 accepts, a stranger's consumer accepts.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,11 @@ def demand(condition: object, what: str) -> None:
 
 def cid_of(block: bytes) -> bytes:
     return CBOR_CID + hashlib.sha256(block).digest()
+
+
+def cid_text(cid: bytes) -> str:
+    """Return the text form of a binary CID (DM-30)."""
+    return "b" + base64.b32encode(cid).decode().lower().rstrip("=")
 
 
 def check_signature(did_key: str, message: bytes, signature: bytes) -> None:

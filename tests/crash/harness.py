@@ -6,20 +6,15 @@ that a live subscriber had received is missing or changed (DESIGN 1, PROMISES A1
 """
 
 import asyncio
-import base64
 import contextlib
 import random
 from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.independent import Follower, check_export
+from tests.independent import Follower, check_export, cid_text
 from tests.support_load import Writer, call
 from tests.support_process import ServerProcess
-
-
-def cid_text(cid: bytes) -> str:
-    return "b" + base64.b32encode(cid).decode().lower().rstrip("=")
 
 
 @dataclass
