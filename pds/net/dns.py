@@ -9,12 +9,14 @@ The only module that imports dnspython.
 """
 
 import asyncio
+import re
 import socket
 from dataclasses import dataclass
 from typing import Final
 
 import dns.asyncresolver
 import dns.exception
+import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.rdtypes.ANY.TXT
@@ -32,6 +34,10 @@ MAX_TXT_RECORDS: Final = 64
 
 MAX_ADDRESSES: Final = 8
 """Addresses tried for one host; a longer answer is cut, so that no name costs many attempts."""
+
+_NAMESERVER: Final = re.compile(
+    r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,21 +117,19 @@ class DnsClient:
     async def _lookup(self, name: str, kind: str) -> dns.rrset.RRset:
         if not self._resolver.nameservers:
             raise Unreachable("no nameserver is configured")
+        question = _parse_name(name)
         try:
             # The outer limit also covers what dnspython does not count (TCP connects).
             async with asyncio.timeout(self._timeout_s + 0.5):
-                answer = await self._resolver.resolve(name.rstrip(".") + ".", kind, search=False)
+                answer = await self._resolver.resolve(question, kind, search=False)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAIN) as error:
             raise NotResolvable(f"{name} has no {kind} record") from error
         except (dns.exception.Timeout, TimeoutError) as error:
             raise Unreachable(f"timeout while looking up {kind} of {name}") from error
         except (dns.resolver.NoNameservers, OSError, EOFError) as error:
             raise Unreachable(f"no nameserver answered for {kind} of {name}") from error
-        except dns.exception.FormError as error:
+        except dns.exception.DNSException as error:
             raise Unreachable(f"malformed DNS answer for {kind} of {name}") from error
-        except (dns.exception.DNSException, UnicodeError) as error:
-            # What is left is raised before anything is sent: labels too long, empty or not IDNA.
-            raise NotResolvable(f"{name!r} is no DNS name") from error
         if answer.rrset is None:
             raise NotResolvable(f"{name} has no {kind} record")
         return answer.rrset
@@ -169,11 +173,22 @@ class DnsResolver(AbstractResolver):
         """Do nothing: the client holds no sockets between lookups."""
 
 
+def _parse_name(text: str) -> dns.name.Name:
+    """Return the absolute name; one that cannot exist is a definite no, and nobody is asked."""
+    try:
+        name = dns.name.from_text(text)
+    except (dns.exception.DNSException, UnicodeError) as error:
+        raise NotResolvable(f"{text[:300]!r} is no DNS name") from error
+    if name == dns.name.root:
+        raise NotResolvable("the name is empty")
+    return name
+
+
 def _parse_nameserver(text: str) -> dns.nameserver.Nameserver:
-    host, _, port = text.rpartition(":") if text.count(":") == 1 or "]" in text else (text, "", "")
-    if not host or text.endswith("]"):
-        host, port = text, ""
-    host = host.strip("[]")
-    if parse_address(host) is None or not (port.isdigit() or port == ""):
+    match = _NAMESERVER.fullmatch(text)
+    host = match and (match["bracketed"] or match["plain"])
+    if match is None or host is None:
+        host = text  # an IPv6 address without a port, or nothing that we know
+    if parse_address(host) is None:
         raise ConfigError(f"nameserver {text!r} must be an IP address, or address:port")
-    return dns.nameserver.Do53Nameserver(host, int(port or 53))
+    return dns.nameserver.Do53Nameserver(host, int((match and match["port"]) or 53))
