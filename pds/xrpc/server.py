@@ -60,6 +60,8 @@ PRIVATE_HEADERS: Final[Mapping[str, str]] = {
     "Vary": "Authorization, atproto-proxy, atproto-accept-labelers",
 }
 JSON_HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
+CLIENT_GONE: Final = 499
+"""Status in the log of a request whose client left before the end; nobody receives it."""
 PREFLIGHT_MAX_AGE_S: Final = 86_400
 
 PROXIED_BY_DEFAULT: Final = frozenset({"com.atproto.moderation.createReport"})
@@ -208,19 +210,36 @@ class XrpcServer:
             else:
                 response = await self._run_other(nsid, request, trace)
         except Exception as error:
-            response = await self._refuse(error, request, trace)
+            try:
+                response = await self._refuse(error, request, trace)
+            except ConnectionResetError:
+                status = CLIENT_GONE if isinstance(error, ConnectionError) else 500
+                self._note(request, trace, status=status, size_bytes=0, started=started)
+                raise
+        size_bytes = _body_size(response)
+        self._note(request, trace, status=response.status, size_bytes=size_bytes, started=started)
+        return response
+
+    def _note(
+        self,
+        request: ServerRequest,
+        trace: _Trace,
+        *,
+        status: int,
+        size_bytes: int,
+        started: float,
+    ) -> None:
         self._observe(
             Finished(
                 method=trace.method,
-                status=response.status,
+                status=status,
                 duration_s=time.perf_counter() - started,
-                size_bytes=_body_size(response),
+                size_bytes=size_bytes,
                 error=trace.error,
                 did=trace.did,
                 address=request.remote,
             )
         )
-        return response
 
     async def _run(
         self, endpoint: _Endpoint, request: ServerRequest, trace: _Trace
@@ -346,6 +365,7 @@ class XrpcServer:
             if not is_client_gone:
                 _log.error("request failed", extra={"method": trace.method}, exc_info=error)
             if request.writer.output_size > 0 or is_client_gone:
+                trace.error = "ClientGone" if is_client_gone else "InternalServerError"
                 # Too late for another answer: cut the connection, so that nobody takes what was
                 # sent for the whole.
                 if request.transport is not None:

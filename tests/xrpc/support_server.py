@@ -78,6 +78,7 @@ DOCUMENTS = [
         "query", "fail", parameters={"type": "params", "properties": {"how": {"type": "string"}}}
     ),
     _method("query", "stream"),
+    _method("query", "endless"),
     _method(
         "procedure",
         "take",
@@ -121,6 +122,15 @@ async def stream(call: Call) -> web.StreamResponse:
     await response.prepare(call.request)
     await response.write(b"half")
     raise RuntimeError("broken in the middle")
+
+
+@routes.method("test.method.endless", auth=Auth.NONE)
+async def endless(call: Call) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(call.request)
+    while True:
+        await response.write(b"x" * 65536)
+        await asyncio.sleep(0)
 
 
 @routes.method("test.method.take", auth=Auth.NONE)

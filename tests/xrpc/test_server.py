@@ -1,5 +1,6 @@
 """The one path of all methods: what is refused, how, and what every answer carries."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -177,12 +178,27 @@ async def test_refusals_keep_their_name_and_status(http: aiohttp.ClientSession) 
 
 
 async def test_an_answer_that_breaks_off_is_never_taken_for_the_whole(
-    http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+    http: aiohttp.ClientSession, server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(aiohttp.ClientError):
         async with http.get("test.method.stream") as answer:
             await answer.read()
     assert len(caplog.records) == 1
+    assert (server.finished[0].status, server.finished[0].error) == (500, "InternalServerError")
+
+
+async def test_a_client_that_leaves_is_noted_and_no_fault(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /xrpc/test.method.endless HTTP/1.1\r\nHost: x\r\n\r\n")
+    await writer.drain()
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        while not server.finished:
+            await asyncio.sleep(0.01)
+    assert (server.finished[0].status, server.finished[0].error) == (499, "ClientGone")
+    assert not caplog.records
 
 
 async def test_outputs_are_held_against_the_lexicon_when_asked() -> None:
