@@ -399,8 +399,8 @@ def reference_table() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from the code by `make docs`; `pds config reference` prints the same. Times are in",
-        "milliseconds and sizes in bytes unless the name says otherwise. In the TOML file a setting",
+        "Made from the code by `make docs`; `pds config reference` prints the same. Times are",
+        "milliseconds and sizes bytes unless the text says otherwise. In the TOML file a setting",
         "has its name in lower case without `PDS_`. A secret may be named by a file.",
         "",
         "| setting | default | what it does |",

@@ -1,18 +1,18 @@
 """Work that nobody asked for: first looks at clocks and relays, then everything that is timed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
 from pds.app.foundation import Foundation
-from pds.errors import RemoteError, StoreError
+from pds.errors import RemoteError, StoreError, Unavailable
 from pds.log import get_logger
 from pds.net.xrpc_client import XrpcClient
 from pds.services import Services
 from pds.services.identity_store import SavedIdentities
-from pds.store.clock import SystemClock, get_accepted_us
+from pds.store.clock import get_accepted_us
 from pds.store.engine import MAX_BULK_ROWS
 from pds.store.events import delete_events_before
 from pds.store.repos import delete_garbage, list_garbage
@@ -22,6 +22,7 @@ HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 DAY_US: Final = DAY_S * US_PER_S
 ASK_TIMEOUT_S: Final = 3.0
+RETRY_S: Final = 0.5
 START_PATIENCE_S: Final = 0.5
 """How long the port waits for clocks and relays elsewhere: health must answer within a second."""
 
@@ -31,15 +32,11 @@ _log = get_logger(__name__)
 @asynccontextmanager
 async def background(base: Foundation, services: Services) -> AsyncIterator[None]:
     """Run everything that nobody asked for, until the block ends."""
-    first = [
-        asyncio.create_task(_start_clock(base)),
-        asyncio.create_task(_rise_above_relays(base)),
-    ]
-    await asyncio.wait(first, timeout=START_PATIENCE_S)
+    first = asyncio.create_task(_look_around(base))
+    await asyncio.wait([first], timeout=START_PATIENCE_S)
     failure: BaseException | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_settle(first)),
             group.create_task(services.firehose.run()),
             group.create_task(services.crawlers.run()),
             group.create_task(_every(300, "events.retention", partial(_delete_old_events, base))),
@@ -49,7 +46,7 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
             ),
             group.create_task(_every(60, "repos.garbage", partial(_delete_old_repos, base))),
             group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
-            group.create_task(_every(5, "clock.check", base.clock.check)),
+            group.create_task(_every(5, "clock.check", base.clock.check, first_after_s=5)),
             group.create_task(_every(30, "accounts.recover", services.accounts.recover)),
             group.create_task(_every(600, "sessions.sweep", services.sessions.sweep)),
         ]
@@ -57,29 +54,33 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
             yield
         except BaseException as error:
             failure = error  # Not the group's: it would come out wrapped.
-        for task in (*tasks, *first):
+        for task in (*tasks, first):
             task.cancel()
+        await asyncio.gather(first, return_exceptions=True)
     if failure is not None:
         raise failure
 
 
-async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _look_around(base: Foundation) -> None:
+    """Ask other hosts for the time, and relays for the numbers that they have seen of us."""
+    asking = asyncio.create_task(_ask_relays(base))
+    try:
+        accepted_us = await base.engine.read("clock.accepted", get_accepted_us)
+        await base.clock.start(last_seq=base.engine.last_seq, accepted_us=accepted_us)
+        for relay, seq in (await asking).items():
+            await _rise_above(base, relay, seq)
+    except StoreError as error:
+        _log.error("start.look_around_failed", exc=error)
+    finally:
+        asking.cancel()
 
 
-async def _start_clock(base: Foundation) -> None:
-    accepted_us = await base.engine.read("clock.accepted", get_accepted_us)
-    await base.clock.start(last_seq=base.engine.last_seq, accepted_us=accepted_us)
-
-
-async def _rise_above_relays(base: Foundation) -> None:
-    """Continue above the number that each relay has seen of us, if it is believable.
-
-    A database that was restored from an old copy on a machine whose clock is behind would
-    otherwise hand out numbers that relays have passed (DESIGN 1.2).
-    """
+async def _ask_relays(base: Foundation) -> dict[str, int]:
+    """The number that each relay has seen of us, as far as they know one and answer."""
     client = XrpcClient(base.trusted)
-    for relay in base.config.federation.crawlers:
+    seen: dict[str, int] = {}
+
+    async def ask(relay: str) -> None:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 answer = await client.query(
@@ -87,17 +88,33 @@ async def _rise_above_relays(base: Foundation) -> None:
                     "com.atproto.sync.getHostStatus",
                     {"hostname": base.config.netloc},
                 )
-            seq = answer.get("seq")
-            if not isinstance(seq, int) or seq <= base.engine.last_seq:
-                continue
-            if seq > SystemClock().now_us() + DAY_US:
-                _log.warning("relay.seq_unbelievable", relay=relay, seq=seq)
-                continue
-            await base.engine.raise_seq(seq)
-            _log.warning("relay.seq_raised", relay=relay, seq=seq)
-        except (RemoteError, StoreError, TimeoutError) as error:
+        except (RemoteError, TimeoutError) as error:
             # A relay that knows nothing of us, or is silent, has nothing to say about numbers.
             _log.info("relay.status_unknown", relay=relay, reason=type(error).__name__)
+            return
+        seq = answer.get("seq")
+        if isinstance(seq, int):
+            seen[relay] = seq
+
+    await asyncio.gather(*(ask(relay) for relay in base.config.federation.crawlers))
+    return seen
+
+
+async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
+    """Continue above the number that a relay has seen, once the clock can tell if it may be.
+
+    A database that was restored from an old copy on a machine whose clock is behind would
+    otherwise hand out numbers that relays have passed (DESIGN 1.2).
+    """
+    while seq > base.engine.last_seq:
+        try:
+            if seq > base.clock.now_us() + DAY_US:
+                _log.warning("relay.seq_unbelievable", relay=relay, seq=seq)
+                return
+            await base.engine.raise_seq(seq)
+            _log.warning("relay.seq_raised", relay=relay, seq=seq)
+        except Unavailable:  # The clock is in doubt, so nothing else gets a number either.
+            await asyncio.sleep(RETRY_S)
 
 
 async def _delete_old_events(base: Foundation) -> None:

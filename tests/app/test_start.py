@@ -49,8 +49,10 @@ async def small_relay() -> AsyncIterator[SmallRelay]:
     sock = bound_socket()
     relay.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     await web.SockSite(runner, sock).start()
-    yield relay
-    await runner.cleanup()
+    try:
+        yield relay
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
