@@ -11,10 +11,9 @@ from pds.errors import RemoteError, StoreError, Unavailable
 from pds.log import get_logger
 from pds.net.xrpc_client import XrpcClient
 from pds.services import Services
+from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
 from pds.store.clock import get_accepted_us
-from pds.store.engine import MAX_BULK_ROWS
-from pds.store.events import delete_events_before
 from pds.store.repos import delete_garbage, list_garbage
 
 US_PER_S: Final = 1_000_000
@@ -34,12 +33,15 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
     """Run everything that nobody asked for, until the block ends."""
     first = asyncio.create_task(_look_around(base))
     await asyncio.wait([first], timeout=START_PATIENCE_S)
+    retention = EventRetention(
+        engine=base.engine, clock=base.clock, window_s=base.config.federation.backfill_s
+    )
     failure: BaseException | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(services.firehose.run()),
             group.create_task(services.crawlers.run()),
-            group.create_task(_every(300, "events.retention", partial(_delete_old_events, base))),
+            group.create_task(_every(300, "events.retention", retention.sweep)),
             group.create_task(_every(300, "blobs.collect", services.blobs.collect)),
             group.create_task(
                 _every(DAY_S, "blobs.orphans", services.blobs.sweep_orphans, first_after_s=HOUR_S)
@@ -115,17 +117,6 @@ async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
             _log.warning("relay.seq_raised", relay=relay, seq=seq)
         except Unavailable:  # The clock is in doubt, so nothing else gets a number either.
             await asyncio.sleep(RETRY_S)
-
-
-async def _delete_old_events(base: Foundation) -> None:
-    """Delete events that left the window, some hundred at a time (SYNC-22)."""
-    window_us = round(base.config.federation.backfill_s * US_PER_S)
-    window_start = base.clock.now_us() - window_us
-    count = MAX_BULK_ROWS
-    while count == MAX_BULK_ROWS:
-        count = await base.engine.transact(
-            "events.retention", delete_events_before, window_start, bulk=True
-        )
 
 
 async def _delete_old_repos(base: Foundation) -> None:

@@ -286,25 +286,23 @@ class Firehose:
         if not ring.has(index):
             self._fall_back(reader)
             return
-        room = self._settings.high_water_bytes - sink.buffered_bytes
-        parts: list[bytes] = []
-        joined = 0
-        while index < ring.next_index and room > 0:
-            entry = ring.get(index)
-            index += 1
-            reader.sent_bytes = entry.end
-            # A cursor may name an event that is committed but was not published here yet.
-            if entry.seq > reader.cursor:
-                reader.cursor = entry.seq
-                parts.append(entry.message)
-                joined += len(entry.message)
-                room -= len(entry.message)
-            if joined >= _JOINED_BYTES:
+        high_water_bytes = self._settings.high_water_bytes
+        # A full sink has been asked to tell when it is drained; one with room must get it all.
+        while index < ring.next_index and sink.buffered_bytes < high_water_bytes:
+            parts: list[bytes] = []
+            size = 0
+            while index < ring.next_index and size < _JOINED_BYTES:
+                entry = ring.get(index)
+                index += 1
+                reader.sent_bytes = entry.end
+                # A cursor may name an event that is committed but was not published here yet.
+                if entry.seq > reader.cursor:
+                    reader.cursor = entry.seq
+                    parts.append(entry.message)
+                    size += len(entry.message)
+            if size:
                 sink.write(parts[0] if len(parts) == 1 else b"".join(parts))
-                parts, joined = [], 0
         reader.index = index
-        if joined:
-            sink.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _fall_back(self, reader: Subscription) -> None:
         """Go on from the store: the ring has moved on while the sink was full."""

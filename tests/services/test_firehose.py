@@ -372,6 +372,13 @@ async def test_a_stalled_reader_is_dropped_and_costs_only_its_buffer(host: Host)
     assert good.closed is None
 
 
+async def test_a_reader_with_room_gets_all_of_the_memory_at_once(host: Host) -> None:
+    seqs = []
+    for _ in range(30):
+        seqs += await host.emit(handle="x" * 100_000)
+    assert host.read(seqs[0]).seqs == seqs[1:]
+
+
 async def test_a_reader_that_recovers_in_time_stays_and_misses_nothing(host: Host) -> None:
     slow = host.read(is_stuck=True)
     seqs = []

@@ -204,6 +204,16 @@ async def test_events_come_as_one_binary_message_each(
     await host.readers(0)
 
 
+async def test_a_late_reader_gets_more_than_any_buffer_holds_without_waiting(
+    host: Host, client: aiohttp.ClientSession
+) -> None:
+    for _ in range(30):
+        await host.emit(handle="x" * 100_000)
+    async with client.ws_connect(f"{host.url}?cursor={NOON_US}") as ws:
+        found = [(await next_frame(ws)).payload["seq"] for _ in range(29)]
+    assert found == list(range(NOON_US + 1, NOON_US + 30))
+
+
 async def test_without_cursor_only_new_events_come(
     host: Host, client: aiohttp.ClientSession
 ) -> None:
