@@ -1,0 +1,1 @@
+"""AT Protocol formats and rules, pure and synchronous: bytes and values in and out."""
