@@ -51,7 +51,10 @@ async def random_writes(server: LiveServer, *, accounts: int, writes: int, seed:
             url = f"{server.url}/xrpc/com.atproto.sync.subscribeRepos"
             async with session.ws_connect(url, params={"cursor": "0"}, max_msg_size=0) as stream:
                 while not caught_up():
-                    message = await stream.receive(timeout=30)
+                    try:
+                        message = await stream.receive(timeout=1)
+                    except TimeoutError:
+                        continue  # Nothing new: look whether this was all.
                     assert message.type is aiohttp.WSMsgType.BINARY, message
                     follower.take(message.data)
 
@@ -69,7 +72,8 @@ async def random_writes(server: LiveServer, *, accounts: int, writes: int, seed:
             async with session.get(url, params=params) as answer:
                 last_rev[writer.did] = (await answer.json())["rev"]
         finished.set()
-        await following
+        async with asyncio.timeout(60):
+            await following
 
         for writer in writers:
             car = await server.export(writer.did)
