@@ -205,7 +205,7 @@ class Text(str):
         {"\udfff": 1},
         b"x".hex,
     ],
-    ids=repr,
+    ids=lambda value: repr(value).split(" at 0x")[0],
 )
 def test_what_is_not_in_the_data_model_is_not_encoded(
     value: Any, encode: Callable[[Data], bytes]
