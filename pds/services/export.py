@@ -133,13 +133,13 @@ class Exports:
         spool = Spool(self._settings, self.budget)
         reading = asyncio.create_task(self._read(spool, produce))
         try:
-            async with asyncio.timeout(self._settings.send_limit_s):
+            async with asyncio.timeout(self._settings.send_limit_s) as limit:
                 await spool.wait_for_first()
-                yield spool.chunks()
+                yield _unstalled(spool.chunks(), limit, self._settings.stall_limit_s)
         except TimeoutError as error:
             raise ConnectionAbortedError("the client took too long") from error
         finally:
-            spool.close()
+            await spool.close()
             reading.cancel()
             await asyncio.wait([reading])
 
@@ -208,6 +208,19 @@ class Exports:
         rows = await self._engine.read("sync.list_repos", _read_repos, after, limit + 1)
         more = str(rows[limit - 1].aid) if len(rows) > limit else None
         return [_listed(row, row.repo) for row in rows[:limit] if row.repo is not None], more
+
+
+async def _unstalled(
+    chunks: AsyncIterator[bytes], limit: asyncio.Timeout, stall_limit_s: float
+) -> AsyncIterator[bytes]:
+    """Pass on `chunks`; each must be taken within `stall_limit_s`, or `limit` ends."""
+    loop = asyncio.get_running_loop()
+    end = limit.when()
+    async for chunk in chunks:
+        stalled = loop.time() + stall_limit_s
+        limit.reschedule(stalled if end is None else min(stalled, end))
+        yield chunk
+        limit.reschedule(end)
 
 
 def _find(txn: Txn, did: str, principal: Principal | None) -> tuple[AccountRepo, Repo]:

@@ -38,6 +38,8 @@ class SpoolSettings:
             "help": "Disk that all exports together may use while clients are slow.",
         },
     )
+    stall_limit_s: float = 60.0
+    """How long a client may take for one piece: until then its export keeps disk from others."""
     send_limit_s: float = field(
         default=3600.0,
         metadata={
@@ -128,9 +130,12 @@ class Spool:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._lock = threading.Lock()
+        self._file_lock = threading.Lock()
+        """Held while the disk works, by threads only: the event loop never waits for it."""
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._file: IO[bytes] | None = None
+        self._file_taken = 0
         self._file_written = 0
         self._file_read = 0
         self._done = False
@@ -150,28 +155,33 @@ class Spool:
         with self._lock:
             if self._closed:
                 raise ReaderGone
-            if (
+            in_memory = (
                 self._file is None
                 and self._waiting_bytes < self._settings.memory_bytes
                 and self._budget.take_memory(len(content))
-            ):
+            )
+            if in_memory:
                 self._waiting.append(content)
                 self._waiting_bytes += len(content)
-            else:
-                self._write_file(content)
+        if not in_memory:
+            self._write_file(content)
         self._wake()
 
     def _write_file(self, content: bytes) -> None:
-        self._budget.take(len(content))
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed with the spool
-                dir=self._settings.folder, buffering=0
-            )
-        self._file.seek(self._file_written)
-        self._file_written += len(content)
-        view = memoryview(content)
-        while view:
-            view = view[self._file.write(view) :]
+        with self._file_lock:
+            if self._closed:
+                raise ReaderGone
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed with the spool
+                    dir=self._settings.folder, buffering=0
+                )
+            self._budget.take(len(content))
+            self._file_taken += len(content)
+            self._file.seek(self._file_written)
+            view = memoryview(content)
+            while view:
+                view = view[self._file.write(view) :]
+            self._file_written += len(content)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Say that nothing more comes, or why not."""
@@ -226,22 +236,33 @@ class Spool:
         return b"".join(parts)
 
     def _take_file(self) -> bytes:
-        with self._lock:
-            if self._file is None or self._file_read == self._file_written:
+        with self._file_lock:
+            # What came into memory since the caller looked there is older than the file.
+            if self._waiting or self._file is None or self._file_read == self._file_written:
                 return b""
             self._file.seek(self._file_read)
             chunk = self._file.read(CHUNK_BYTES)
             self._file_read += len(chunk)
             return chunk
 
-    def close(self) -> None:
-        """Let go of everything; the reader stops at its next write."""
+    async def close(self) -> None:
+        """Let go of everything; the reader stops at its next write.
+
+        The file is closed on a thread: the disk may be at work on it, and giving back gigabytes
+        takes time.
+        """
         with self._lock:
             self._closed = True
             self._waiting.clear()
             self._budget.give_back_memory(self._waiting_bytes)
             self._waiting_bytes = 0
+        if self._file is not None or not self._done:
+            await asyncio.shield(self._loop.run_in_executor(None, self._close_file))
+
+    def _close_file(self) -> None:
+        with self._file_lock:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-                self._budget.give_back(self._file_written)
+            self._budget.give_back(self._file_taken)
+            self._file_taken = 0

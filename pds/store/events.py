@@ -44,44 +44,38 @@ class EventPage:
     is_last: bool
 
 
-_LIST_SIZES: Final = """
-SELECT e.seq, length(e.frame),
-  CASE WHEN e.kind NOT IN ('commit', 'sync') THEN 1
-       WHEN a.aid IS NULL OR a.takedown_ref IS NOT NULL OR a.suspended_at IS NOT NULL
-         OR a.deactivated_at IS NOT NULL THEN 0
-       ELSE 1 END
-FROM event e LEFT JOIN account a ON a.aid = e.aid
-WHERE e.seq > ? ORDER BY e.seq LIMIT ?
-"""
+_MAY_BE_SENT: Final = (
+    "(e.kind NOT IN ('commit', 'sync') OR EXISTS (SELECT 1 FROM account a WHERE a.aid = e.aid"
+    " AND a.takedown_ref IS NULL AND a.suspended_at IS NULL AND a.deactivated_at IS NULL))"
+)
+_LIST_SIZES: Final = (
+    f"SELECT e.seq, CASE WHEN {_MAY_BE_SENT} THEN length(e.frame) END"
+    " FROM event e WHERE e.seq > ? ORDER BY e.seq LIMIT ?"
+)
+_LIST_FRAMES: Final = (
+    "SELECT e.seq, e.aid, e.kind, e.frame FROM event e"
+    f" WHERE e.seq > ? AND e.seq <= ? AND {_MAY_BE_SENT} ORDER BY e.seq"
+)
 
 
 def get_event_page(txn: Txn, after: int, max_events: int, max_bytes: int) -> EventPage:
-    """Return the events after `after`, in order, within both limits but at least one."""
+    """Return the events after `after`, in order, within both limits but at least one.
+
+    Frames that may not be sent are not read either: an account that is hidden after many large
+    commits must cost nobody memory.
+    """
     rows = txn.read(_LIST_SIZES, (after, max_events))
-    wanted: list[int] = []
     size = 0
     through = after
-    for seq, length, may_be_sent in rows:
-        if wanted and size + length > max_bytes:
+    for seq, length in rows:
+        if size and length is not None and size + length > max_bytes:
             break
         through = seq
-        if may_be_sent:
-            wanted.append(seq)
-            size += length
+        size += length or 0
     is_cut = bool(rows) and through != rows[-1][0]
     is_last = not is_cut and len(rows) < max_events
-    return EventPage(_get_events(txn, after, through, set(wanted)), through, is_last)
-
-
-def _get_events(txn: Txn, after: int, through: int, wanted: set[int]) -> tuple[StoredEvent, ...]:
-    if not wanted:
-        return ()
-    first, last = min(wanted), max(wanted)
-    rows = txn.read(
-        "SELECT seq, aid, kind, frame FROM event WHERE seq >= ? AND seq <= ? ORDER BY seq",
-        (max(first, after + 1), min(last, through)),
-    )
-    return tuple(StoredEvent(*row) for row in rows if row[0] in wanted)
+    events = txn.read(_LIST_FRAMES, (after, through)) if size else []
+    return EventPage(tuple(StoredEvent(*row) for row in events), through, is_last)
 
 
 def get_missed_through(txn: Txn, window_start: int) -> int:

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,71 @@ async def test_a_client_that_takes_too_long_is_cut_off(tmp_path):
                 await asyncio.Event().wait()
 
 
+async def test_a_client_that_takes_nothing_is_cut_off_sooner(tmp_path):
+    """A stalled client must not keep disk from others for the whole time limit."""
+    async with repo_host(tmp_path, memory_bytes=1000, stall_limit_s=0.2) as host:
+        await host.add_account()
+        await fill(host, 200, size=5000)
+        assert len(await host.verify_stored()) == 200
+        with pytest.raises(ConnectionAbortedError):
+            async with host.exports.repo(ALICE) as chunks:
+                await anext(chunks)
+                await asyncio.Event().wait()
+        assert host.exports.budget.used_bytes == 0
+
+
+async def test_a_spool_folder_that_cannot_be_written_costs_no_budget(tmp_path):
+    async with repo_host(tmp_path, memory_bytes=0, folder=tmp_path / "absent") as host:
+        await host.add_account()
+        with pytest.raises(OSError, match="absent"):
+            await host.export(ALICE)
+        assert host.exports.budget.used_bytes == 0
+
+
+async def test_pieces_that_come_between_two_looks_stay_in_order():
+    """The reader finds memory empty; before it looks at the file, both get something."""
+    spool = Spool(SpoolSettings(memory_bytes=4), SpoolBudget(100, 100))
+    take_memory = spool._take_memory
+
+    def take_memory_then_be_overtaken():
+        chunk = take_memory()
+        if not spool.file_bytes:
+            spool.write(b"first")
+            spool.write(b"second")
+            spool.finish()
+        return chunk
+
+    spool._take_memory = take_memory_then_be_overtaken
+    content = b"".join([chunk async for chunk in spool.chunks()])
+    await spool.close()
+    assert content == b"firstsecond"
+
+
+async def test_a_slow_disk_does_not_hold_the_event_loop(monkeypatch):
+    """B5: the disk works under a lock that the loop never waits for."""
+    spool = Spool(SpoolSettings(memory_bytes=1), SpoolBudget(100, 100))
+    spool.write(b"x")
+    entered, go_on = threading.Event(), threading.Event()
+    make_file = tempfile.TemporaryFile
+
+    def slow(**options):
+        entered.set()
+        go_on.wait(10)
+        return make_file(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", slow)
+    writing = asyncio.create_task(asyncio.to_thread(spool.write, b"y"))
+    await asyncio.to_thread(entered.wait, 10)
+    chunks = spool.chunks()
+    assert await anext(chunks) == b"x"
+    closing = asyncio.create_task(spool.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    go_on.set()
+    await asyncio.gather(writing, closing, return_exceptions=True)
+    assert spool._file is None
+
+
 async def test_the_disk_budget_is_shared_and_refuses_before_the_first_byte(tmp_path):
     async with repo_host(tmp_path, memory_bytes=0, file_budget_bytes=1000) as host:
         await host.add_account()
@@ -313,8 +380,8 @@ async def test_a_spool_gives_back_exactly_what_was_put_in():
     await producing
     assert content == b"".join(pieces)
     assert budget.used_bytes == spool.file_bytes > 0
-    spool.close()
-    spool.close()
+    await spool.close()
+    await spool.close()
     assert (budget.used_bytes, budget.memory_bytes) == (0, 0)
     with pytest.raises(ReaderGone):
         spool.write(b"x")
@@ -331,7 +398,7 @@ async def test_all_spools_together_stay_within_the_memory_budget():
     assert budget.memory_bytes + budget.used_bytes == 20 * 30_000
     for spool in spools:
         assert sum([len(chunk) async for chunk in spool.chunks()]) == 30_000
-        spool.close()
+        await spool.close()
     assert (budget.used_bytes, budget.memory_bytes) == (0, 0)
 
 
@@ -345,4 +412,4 @@ async def test_a_failure_in_the_middle_reaches_the_client_as_one():
     assert await anext(chunks) == b"half"
     with pytest.raises(Corrupt):
         await anext(chunks)
-    spool.close()
+    await spool.close()

@@ -5,7 +5,7 @@ Spec: SYNC-10, SYNC-17, SYNC-22.
 
 import pytest
 
-from pds.store.engine import Txn
+from pds.store.engine import Params, Row, Txn
 from pds.store.events import (
     EventPage,
     delete_account_events,
@@ -108,6 +108,27 @@ async def test_a_page_of_nothing_that_may_be_sent_still_moves_on(engine: SqliteE
     first = await page(engine, events=3)
     assert (first.events, first.through, first.is_last) == ((), NOON_US + 2, False)
     assert [event.frame for event in (await page(engine, after=first.through)).events] == [b"yes"]
+
+
+async def test_frames_that_may_not_be_sent_are_not_read(engine: SqliteEngine) -> None:
+    """A hidden account's commits between two others must not fill a page's memory (B2)."""
+    hidden = [("commit", 9, bytes(100_000))] * 20
+    await fill(engine, [("identity", 1, b"first"), *hidden, ("identity", 1, b"last")])
+    bytes_read = 0
+
+    def get_page(txn: Txn) -> EventPage:
+        class Counted:
+            def read(self, sql: str, params: Params = ()) -> list[Row]:
+                nonlocal bytes_read
+                rows = txn.read(sql, params)
+                bytes_read += sum(len(v) for row in rows for v in row if isinstance(v, bytes))
+                return rows
+
+        return get_event_page(Counted(), 0, 500, 1_000)
+
+    found = await engine.read("test.page", get_page)
+    assert [event.frame for event in found.events] == [b"first", b"last"]
+    assert bytes_read == len(b"firstlast")
 
 
 async def test_deletion_by_age_is_remembered_and_done_in_parts(engine: SqliteEngine) -> None:
