@@ -88,8 +88,8 @@ async def read_slowly(server: LiveServer, did: str, seconds: float) -> int:
 @pytest.mark.timeout(SECONDS + 300)
 async def test_slow_reader_costs_writers_nothing(tmp_path: Path) -> None:
     async with live_server_in(tmp_path / "server") as server, aiohttp.ClientSession() as session:
-        owner = Writer(server.url, "owner.test", random.Random(1))
-        other = Writer(server.url, "other.test", random.Random(2))
+        owner = Writer(server.url, "exported.test", random.Random(1))
+        other = Writer(server.url, "neighbour.test", random.Random(2))
         await owner.sign_up(session)
         await other.sign_up(session)
         await fill(session, server, owner)
