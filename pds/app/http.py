@@ -38,6 +38,8 @@ from pds.xrpc.listener import Listener, ServerRequest
 from pds.xrpc.server import PREFIX, Finished, MethodTable, XrpcServer
 
 HEALTH_PATH: Final = "/xrpc/_health"
+HEALTH_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Others are refused like everything else below `/xrpc/`: in JSON (XRPC-7)."""
 METHOD_TABLES: Final[tuple[MethodTable, ...]] = (
     app_bsky.routes,
     com_atproto_identity.routes,
@@ -56,7 +58,8 @@ def root_handler(
 
     async def handle(request: ServerRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
-        if path.startswith(PREFIX) and path != HEALTH_PATH:
+        is_health = path == HEALTH_PATH and request.method in HEALTH_METHODS
+        if path.startswith(PREFIX) and not is_health:
             return await xrpc.handle(request)
         return await router.handle(request)
 

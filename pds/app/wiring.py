@@ -95,7 +95,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         ),
         invites=Invites(engine=engine, clock=clock, hostname=config.host.hostname),
         limits=config.limits,
-        preferences=Preferences(engine=engine, clock=clock),
+        preferences=Preferences(engine=engine, wall=SystemClock()),
         proxy=Proxy(
             trusted=base.trusted,
             guarded=base.guarded,
@@ -234,7 +234,10 @@ def _ask_appview(base: Foundation) -> AskAppview | None:
 
     async def ask(handle: Handle) -> str | None:
         answer = await client.query(
-            url, "com.atproto.identity.resolveHandle", {"handle": str(handle)}
+            url,
+            "com.atproto.identity.resolveHandle",
+            {"handle": str(handle)},
+            timeout_s=ASK_TIMEOUT_S,
         )
         did = answer.get("did")
         return did if isinstance(did, str) else None

@@ -53,6 +53,7 @@ class ServiceToken:
     aud: str
     lxm: str | None
     iat: int | None
+    nbf: int | None
     exp: int
     jti: str | None
     alg: str
@@ -117,6 +118,7 @@ def parse_service_token(token: str) -> ServiceToken:
         aud=aud,
         lxm=_text(claims, "lxm"),
         iat=_integer(claims, "iat"),
+        nbf=_integer(claims, "nbf"),
         exp=exp,
         jti=_text(claims, "jti"),
         alg=str(alg),
@@ -144,6 +146,8 @@ def check_service_token(
         raise ServiceAuthError("JwtExpired", "jwt expired")
     if token.iat is not None and token.iat > now_s + CLOCK_LEEWAY_S:
         raise ServiceAuthError("BadJwt", "jwt was issued in the future")
+    if token.nbf is not None and token.nbf > now_s + CLOCK_LEEWAY_S:
+        raise ServiceAuthError("BadJwt", "jwt is not valid yet")
     issued_at_s = now_s + CLOCK_LEEWAY_S if token.iat is None else min(token.iat, now_s)
     if token.exp - issued_at_s > max_life_s:
         raise ServiceAuthError("BadJwt", "jwt lives too long")

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Final
 
 from pds.errors import RequestError
+from pds.services.callers import caller_block
 
 WINDOW_S: Final = 300.0
 FAILURES_PER_ADDRESS: Final = 10
@@ -33,6 +34,7 @@ class AdminAuth:
         Raises: RequestError (429) when this address, or everybody together, guessed too often.
         """
         self._forget(now_s)
+        address = caller_block(address)
         mine = sum(1 for _, other in self._failures if other == address)
         if mine >= FAILURES_PER_ADDRESS or len(self._failures) >= FAILURES_IN_ALL:
             raise RequestError(

@@ -5,16 +5,20 @@ address: so guessing is slow, and a guesser elsewhere does not lock the owner ou
 to nobody are counted the same way, by name. A wider limit per account alone slows a guesser with
 many addresses; it is far above what an owner needs.
 
-Counts live in memory and are bounded in number: a restart forgets them.
+Counts live in memory, bounded in number and, since names are kept as digests, in size: a restart
+forgets them. Accounts and names that belong to nobody are to be counted apart, so that a flood of
+invented names does not push out the count of a real account.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from pds.errors import RequestError
+from pds.services.callers import caller_block
 
 MAX_SUBJECTS: Final = 50_000
 
@@ -46,7 +50,7 @@ class AttemptCounter:
     ) -> None:
         self._limits = limits or LoginLimits()
         self._monotonic = monotonic
-        self._counts: OrderedDict[tuple[str, int, int], int] = OrderedDict()
+        self._counts: OrderedDict[tuple[bytes, int, int], int] = OrderedDict()
 
     def count(self, subject: str, address: str) -> None:
         """Count one attempt to sign in as `subject` from `address`.
@@ -55,13 +59,14 @@ class AttemptCounter:
         """
         now_s = self._monotonic()
         for key, windows in (
-            (f"{subject} {address}", self._limits.per_address),
+            (f"{subject} {caller_block(address)}", self._limits.per_address),
             (subject, self._limits.per_account),
         ):
+            digest = sha256(key.encode("utf-8", "surrogatepass")).digest()
             for window in windows:
-                self._count(key, window, now_s)
+                self._count(digest, window, now_s)
 
-    def _count(self, key: str, window: Window, now_s: float) -> None:
+    def _count(self, key: bytes, window: Window, now_s: float) -> None:
         number, elapsed_s = divmod(now_s, window.seconds)
         entry = (key, window.seconds, int(number))
         attempts = self._counts.get(entry, 0) + 1

@@ -34,9 +34,10 @@ _AGES: Final = (13, 16, 18)
 class Preferences:
     """Reads and replaces the preferences of accounts."""
 
-    def __init__(self, *, engine: Engine, clock: Clock) -> None:
+    def __init__(self, *, engine: Engine, wall: Clock) -> None:
+        """`wall` tells ages only, so preferences can be read while the clock is in doubt."""
         self._engine = engine
-        self._clock = clock
+        self._wall = wall
 
     async def get(self, principal: Principal) -> list[Json]:
         """Return what this caller may see, in the order it was put."""
@@ -45,7 +46,7 @@ class Preferences:
         declared: Json = None
         for preference in stored:
             if preference.type == PERSONAL_DETAILS:
-                declared = _declared_age(preference, self._clock.now_us())
+                declared = _declared_age(preference, self._wall.now_us())
                 if not principal.is_full:
                     continue
             if _is_in_namespace(preference.type):

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Final
 
 from pds.errors import NotResolvable, RequestError
@@ -41,7 +42,8 @@ from pds.store.engine import Engine
 from pds.store.keystore import Keystore
 
 MAX_REMEMBERED: Final = 100_000
-"""Replay ids in memory; beyond that the oldest are forgotten early."""
+"""Replay ids in memory, as digests: issuers choose how long theirs are. Beyond that the oldest are
+forgotten early."""
 MAX_AUDIENCE_BYTES: Final = 2048
 
 
@@ -68,7 +70,7 @@ class ServiceTokens:
         self._audiences = frozenset({service_did, f"{service_did}#atproto_pds"})
         self._dev = dev
         self._signers: AidCache[int, Signer] = AidCache(monotonic=monotonic)
-        self._used: OrderedDict[str, int] = OrderedDict()
+        self._used: OrderedDict[bytes, int] = OrderedDict()
 
     # Minting
 
@@ -155,9 +157,10 @@ class ServiceTokens:
         """
         try:
             parsed = parse_service_token(token)
-            replay_id = check_service_token(
+            replay_text = check_service_token(
                 parsed, audiences=self._audiences, lxm=lxm, now_s=self._now_s()
             )
+            replay_id = sha256(replay_text.encode("utf-8", "surrogatepass")).digest()
             self._refuse_used(replay_id)
             await self._verify(parsed)
             self._refuse_used(replay_id)  # Another request may have used it meanwhile.
@@ -195,11 +198,11 @@ class ServiceTokens:
             raise ServiceAuthError("BadJwtIss", "jwt issuer does not resolve") from error
         return document.key(token.key_id)
 
-    def _refuse_used(self, replay_id: str) -> None:
+    def _refuse_used(self, replay_id: bytes) -> None:
         if self._used.get(replay_id, 0) > self._now_s():
             raise ServiceAuthError("BadJwt", "jwt was used already")
 
-    def _remember(self, replay_id: str, exp: int) -> None:
+    def _remember(self, replay_id: bytes, exp: int) -> None:
         now_s = self._now_s()
         while self._used:
             oldest, expires_s = next(iter(self._used.items()))

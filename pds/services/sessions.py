@@ -51,7 +51,10 @@ DidDocuments = Callable[[Did], Awaitable[Json]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSettings:
-    """Lifetimes (XRPC-23, XRPC-25) and the floor under the time of a login (XRPC-27)."""
+    """Lifetimes (XRPC-23, XRPC-25) and the floor under the time of a login (XRPC-27).
+
+    Without `limits` nobody counts attempts to sign in (`PDS_RATE_LIMITS_ENABLED=false`).
+    """
 
     access_lifetime_s: int = 120 * 60
     refresh_lifetime_s: int = 90 * 86_400
@@ -125,10 +128,10 @@ class Sessions:
         self._did_documents = did_documents
         self._monotonic = monotonic
         self._live: AidCache[str, int] = AidCache(monotonic=monotonic)
-        self._attempts = (
-            None
-            if self._settings.limits is None
-            else AttemptCounter(self._settings.limits, monotonic=monotonic)
+        limits = self._settings.limits
+        self._attempts = None if limits is None else AttemptCounter(limits, monotonic=monotonic)
+        self._vain_attempts = (
+            None if limits is None else AttemptCounter(limits, monotonic=monotonic)
         )
 
     # Recognising tokens
@@ -200,8 +203,10 @@ class Sessions:
     ) -> SessionView:
         name = identifier.strip().lower().removeprefix("@")
         account, app_passwords = await self._engine.read("session.login", _read_login, name)
-        if self._attempts is not None:
-            self._attempts.count(f"aid {account.aid}" if account else f"name {name}", address)
+        if self._attempts is not None and account is not None:
+            self._attempts.count(f"aid {account.aid}", address)
+        elif self._vain_attempts is not None:
+            self._vain_attempts.count(name, address)
         stored = account.password_hash if account else None
         is_main = await self._passwords.verify(password, stored)
         app_password = _find_app_password(password, app_passwords)

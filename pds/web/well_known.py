@@ -31,7 +31,7 @@ def _did_document(info: ServerInfo) -> WebHandler:
 def _handle_proof(accounts: Accounts) -> WebHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         handle_text = request.headers.get("Host", "").partition(":")[0].lower().rstrip(".")
-        account = await accounts.lookup(handle_text)
+        account = await accounts.lookup(handle_text) if handle_text.isascii() else None
         if account is None or not account.is_active or account.handle != handle_text:
             return web.Response(status=404, text="User not found\n")
         return web.Response(text=account.did)

@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
@@ -28,6 +28,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
 from pds.errors import RequestError
+from pds.services.callers import caller_block, unmapped_address
 from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -66,7 +67,7 @@ class ListenerSettings:
         default=256,
         metadata={
             "env": "PDS_CONNECTIONS_PER_ADDRESS",
-            "help": "Open connections from one address, trusted proxies excepted.",
+            "help": "Open connections from one address (IPv6: /64), trusted proxies excepted.",
         },
     )
     header_timeout_s: float = 30.0
@@ -115,6 +116,7 @@ class Listener(web.Server):
 
     def admit(self, address: str) -> bool:
         """Count one more connection from `address`; False if that is one too many."""
+        address = caller_block(address)
         count = self._open_by_address.get(address, 0)
         if count >= self.settings.connections_per_address:
             return False
@@ -123,6 +125,7 @@ class Listener(web.Server):
 
     def forget(self, address: str) -> None:
         """Count one connection less."""
+        address = caller_block(address)
         count = self._open_by_address[address] - 1
         if count:
             self._open_by_address[address] = count
@@ -132,7 +135,7 @@ class Listener(web.Server):
     def is_proxy(self, address: str) -> bool:
         """Whether `address` is a configured reverse proxy."""
         try:
-            parsed = ip_address(address)
+            parsed = unmapped_address(address)
         except ValueError:
             return not address  # A Unix socket has no address; who can reach it is local.
         return any(parsed in network for network in self.settings.trusted_proxies)
@@ -142,7 +145,7 @@ class Listener(web.Server):
         for part in reversed(forwarded.split(",")):
             text = part.strip()
             try:
-                address = str(ip_address(text))
+                address = str(unmapped_address(text))
             except ValueError:
                 return peer
             if not self.is_proxy(address):

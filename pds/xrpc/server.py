@@ -23,6 +23,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from pds.errors import ConfigError, ProtocolError, RequestError
 from pds.protocol.data import Json, parse_json
 from pds.protocol.lexicon.catalog import Method
+from pds.protocol.syntax import InvalidSyntax, parse_nsid
 from pds.services import Services
 from pds.services.limits import RequestLimits
 from pds.services.principal import Principal
@@ -328,6 +329,7 @@ class XrpcServer:
     async def _run_fallback(
         self, nsid: str, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
+        _check_nsid(nsid)
         is_ours = nsid.startswith("com.atproto.") and nsid not in PROXIED_BY_DEFAULT
         if request.method not in ("GET", "HEAD", "POST") or (
             is_ours and "atproto-proxy" not in request.headers
@@ -382,6 +384,14 @@ class XrpcServer:
             await response.write_eof()
             await drain_refused_body(request)
         return response
+
+
+def _check_nsid(text: str) -> None:
+    """Refuse what can be no method anywhere: service tokens name an NSID."""
+    try:
+        parse_nsid(text)
+    except InvalidSyntax:
+        raise invalid_request("invalid xrpc path") from None
 
 
 def _make_endpoint(registration: Registration, services: Services) -> _Endpoint:

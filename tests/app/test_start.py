@@ -138,3 +138,21 @@ async def test_a_lost_master_key_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="master key"):
             async with server_with(tmp_path, relay):
                 pytest.fail("it started")
+
+
+async def test_everything_below_xrpc_is_refused_in_json(tmp_path: Path) -> None:
+    """(XRPC-7)"""
+    async with (
+        small_relay() as relay,
+        server_with(tmp_path, relay) as server,
+        aiohttp.ClientSession(server.url) as http,
+    ):
+        for verb, path in (
+            ("POST", "_health"),
+            ("PUT", "_health"),
+            ("GET", "_health/"),
+            ("GET", ""),
+        ):
+            async with http.request(verb, f"/xrpc/{path}") as answer:
+                assert answer.status == 400
+                assert (await answer.json())["error"] == "InvalidRequest"

@@ -32,7 +32,7 @@ async def host(tmp_path: Path) -> AsyncIterator[SessionHost]:
 
 @pytest.fixture
 def preferences(host: SessionHost) -> Preferences:
-    return Preferences(engine=host.engine, clock=host.clock)
+    return Preferences(engine=host.engine, wall=host.clock)
 
 
 async def test_put_replaces_everything_and_keeps_the_order(preferences: Preferences) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from pds.errors import RequestError, Unreachable
+from pds.protocol.encodings import encode_base64url
+from pds.protocol.jwt import encode_segment
 from pds.protocol.keys import Signer, make_signer, parse_did_key
 from pds.protocol.service_auth import (
     check_service_token,
@@ -277,6 +279,34 @@ async def test_key_that_cannot_be_found_out_is_not_a_no(
     host.resolver.resolve_did = unreachable  # type: ignore[method-assign]
     with pytest.raises(Unreachable):
         await tokens.authenticate(foreign(host), lxm=CREATE)
+
+
+@pytest.mark.parametrize(("nbf_s", "is_good"), [(0, True), (50, True), (61, False), (True, False)])
+async def test_a_token_may_say_from_when_on_it_counts(
+    host: CreationHost, tokens: ServiceTokens, nbf_s: int, is_good: bool
+) -> None:
+    """Promise C5: nbf is checked, with a minute for the issuer's clock."""
+    publish(host, KEY)
+    now_s = host.clock.now_us() // 1_000_000
+    nbf = nbf_s if nbf_s is True else now_s + nbf_s
+    header = {"typ": "JWT", "alg": KEY.public_key.jwt_alg}
+    claims = {"iss": MOVER, "aud": SERVICE_DID, "lxm": CREATE, "exp": now_s + 60, "nbf": nbf}
+    signing_input = f"{encode_segment(header)}.{encode_segment(claims)}"
+    signature = encode_base64url(KEY.sign(signing_input.encode()))
+    outcome = tokens.authenticate(f"{signing_input}.{signature}", lxm=CREATE)
+    if is_good:
+        assert (await outcome).did == MOVER
+    else:
+        assert await refusal(outcome) == ("BadJwt", 401)
+
+
+async def test_long_ids_take_no_more_memory_than_short_ones(
+    host: CreationHost, tokens: ServiceTokens
+) -> None:
+    """Anybody with a DID can show us tokens whose ids are as long as they like."""
+    publish(host, KEY)
+    await tokens.authenticate(foreign(host, jti="x" * 2000), lxm=CREATE)
+    assert sum(len(used) for used in tokens._used) == 32
 
 
 async def test_token_works_once(host: CreationHost, tokens: ServiceTokens) -> None:

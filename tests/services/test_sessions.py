@@ -421,6 +421,33 @@ async def test_attempts_are_limited_per_account_whatever_the_spelling(host: Sess
     assert (await refusal(host.sessions.login("nobody.test", "x", address="a")))[1] == 429
 
 
+async def test_invented_names_neither_take_memory_nor_push_out_real_counts(
+    host: SessionHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.add_account()
+    monkeypatch.setattr("pds.services.login_limits.MAX_SUBJECTS", 4)
+    sessions = Sessions(
+        engine=host.engine,
+        clock=host.clock,
+        wall=host.clock,
+        accounts=host.cache,
+        tokens=host.tokens,
+        passwords=host.passwords,
+        settings=SessionSettings(
+            login_floor_s=0.0,
+            limits=LoginLimits(per_address=(Window(1, 300),), per_account=(Window(9, 300),)),
+        ),
+    )
+    assert (await refusal(sessions.login("alice.pds.test", "wrong", address="a")))[1] == 401
+    for number in range(5):
+        name = f"{number}" + "x" * 100_000
+        assert (await refusal(sessions.login(name, "wrong", address="a")))[1] == 401
+    assert (await refusal(sessions.login("alice.pds.test", "wrong", address="a")))[1] == 429
+    vain = sessions._vain_attempts
+    assert vain is not None
+    assert {len(key) for key, _, _ in vain._counts} == {32}
+
+
 async def test_sweep_deletes_expired_rows_only(host: SessionHost) -> None:
     """XRPC-25: expired rows are tidied."""
     await host.add_account()

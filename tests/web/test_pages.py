@@ -170,6 +170,17 @@ async def test_handles_prove_themselves_by_host(
             assert await answer.text() == ALICE
 
 
+async def test_a_host_that_is_no_text_has_no_user(http: aiohttp.ClientSession) -> None:
+    url = http._base_url
+    assert url is not None
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        b"GET /.well-known/atproto-did HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n"
+    )
+    assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 404")
+    writer.close()
+
+
 async def test_documents_may_be_read_from_every_origin_and_pages_may_not(
     http: aiohttp.ClientSession,
 ) -> None:

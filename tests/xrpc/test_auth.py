@@ -179,3 +179,22 @@ def test_without_a_password_nobody_is_admin(password: str | None) -> None:
     assert not admin.check("admin", "", address="a", now_s=0)
     assert not admin.check("admin", "None", address="a", now_s=0)
     assert not AdminAuth("x").check("root", "x", address="a", now_s=0)
+
+
+async def test_bytes_that_are_no_text_are_bad_credentials() -> None:
+    async with running_server() as server:
+        answer = await server.raw(
+            b"GET /xrpc/test.method.authAdmin HTTP/1.1\r\nHost: x\r\n"
+            b"Authorization: Basic \xff\xfe\r\nConnection: close\r\n\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 401")
+
+
+def test_an_ipv6_network_guesses_as_one() -> None:
+    """Promise B6: whoever has an IPv6 network has 2**64 addresses."""
+    admin = AdminAuth("right")
+    for number in range(FAILURES_PER_ADDRESS):
+        assert not admin.check("admin", "no", address=f"2001:db8:0:1::{number:x}", now_s=0.0)
+    with pytest.raises(RequestError):
+        admin.check("admin", "right", address="2001:db8:0:1:ffff::1", now_s=1.0)
+    assert admin.check("admin", "right", address="2001:db8:0:2::1", now_s=1.0)

@@ -105,7 +105,7 @@ def build_services(host: CreationHost) -> Services:
         accounts=host.accounts,
         sessions=host.sessions,
         app_passwords=AppPasswords(engine=engine, clock=host.clock, sessions=host.sessions),
-        preferences=Preferences(engine=engine, clock=host.clock),
+        preferences=Preferences(engine=engine, wall=host.clock),
         invites=Invites(engine=engine, clock=host.clock, hostname="pds.test"),
         admin=AdminAuth("correct:horse"),
         server_info=ServerInfo(info),

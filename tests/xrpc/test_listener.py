@@ -6,7 +6,9 @@ from ipaddress import ip_network
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from pds.xrpc.listener import Listener, ListenerSettings
 from tests.xrpc.support_server import running_server
 
 ECHO = b"GET /xrpc/test.method.echo?word=a HTTP/1.1\r\nHost: x\r\n"
@@ -114,6 +116,7 @@ async def test_what_is_not_http_gets_one_plain_refusal(
         ("198.51.100.1, 203.0.113.7", ("127.0.0.0/8",), "203.0.113.7"),
         ("198.51.100.1, 203.0.113.7", ("127.0.0.0/8", "203.0.113.0/24"), "198.51.100.1"),
         ("2001:db8::1", ("127.0.0.0/8",), "2001:db8::1"),
+        ("::ffff:203.0.113.7", ("127.0.0.0/8",), "203.0.113.7"),
         ("junk", ("127.0.0.0/8",), "127.0.0.1"),
         ("198.51.100.1, junk", ("127.0.0.0/8",), "127.0.0.1"),
     ],
@@ -141,3 +144,23 @@ async def test_two_lines_of_forwarding_are_one_list() -> None:
             + b"Connection: close\r\n\r\n"
         )
     assert server.finished[0].address == "203.0.113.7"
+
+
+async def test_an_ipv6_network_is_one_address_and_an_embedded_ipv4_is_itself() -> None:
+    """What a dual-stack socket shows for an IPv4 proxy is still that proxy."""
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response()
+
+    listener = Listener(handler, ListenerSettings(connections_per_address=2))
+    assert listener.is_proxy("::ffff:127.0.0.1")
+    assert listener.admit("2001:db8::1")
+    assert listener.admit("2001:db8::2")
+    assert not listener.admit("2001:db8::3")
+    assert listener.admit("2001:db8:0:1::1")
+    assert listener.admit("::ffff:203.0.113.1")
+    assert listener.admit("203.0.113.1")
+    assert not listener.admit("203.0.113.1")
+    assert listener.admit("203.0.113.2")
+    listener.forget("2001:db8::1")
+    assert listener.admit("2001:db8::3")

@@ -76,7 +76,9 @@ async def test_head_is_tolerated_and_a_trailing_slash_too(http: aiohttp.ClientSe
         assert answer.status == 200
 
 
-@pytest.mark.parametrize("path", ["", "..a", "a..b", "a.b.", "-a.b", "a/b", "a%20b", "%ff"])
+@pytest.mark.parametrize(
+    "path", ["", "..a", "a..b", "a.b.", "-a.b", "a/b", "a%20b", "%ff", "word", "a.b.1c"]
+)
 async def test_bad_paths_are_a_400(server: RunningServer, path: str) -> None:
     """(XRPC-1)"""
     answer = await server.raw(
