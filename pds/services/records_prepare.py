@@ -5,10 +5,10 @@ Whatever `validate` says, a stored record is a map in the data model, names its 
 schema is checked as `validate` asks (LEX-61, LEX-62, LEX-63). A batch is prepared whole before
 anything of it is written (LEX-66).
 
-Pure but for the schema catalog: time comes in as record keys from the caller's `TidClock`.
+Pure but for the schema catalog, and safe on any thread.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from pds.protocol.data import (
 )
 from pds.protocol.lexicon.catalog import Catalog
 from pds.protocol.repo import UNSET, Action, Unset, Write
-from pds.protocol.syntax import InvalidSyntax, Nsid, RecordKey, Tid, parse_nsid, parse_record_key
+from pds.protocol.syntax import InvalidSyntax, Nsid, RecordKey, parse_nsid, parse_record_key
 
 ValidationStatus = Literal["valid", "unknown"]
 
@@ -41,7 +41,7 @@ BACKLINK_COLLECTIONS: Final = _SUBJECT_URI | _SUBJECT_DID
 
 @dataclass(frozen=True, slots=True)
 class RecordWrite:
-    """A write as a client asks for it; `rkey` may be left out for a create."""
+    """A write as a client asks for it; `Repos.write` fills in an `rkey` that was left out."""
 
     action: Action
     collection: str
@@ -77,16 +77,15 @@ def prepare_writes(
     *,
     catalog: Catalog,
     validate: bool | None,
-    next_rkey: Callable[[], Tid],
     replace_duplicates: bool = False,
 ) -> list[PreparedWrite]:
-    """Check and encode every record of a batch.
+    """Check and encode every record of a batch; all record keys are filled in.
 
     Raises: RequestError `InvalidRequest`, for the first write that cannot be taken.
-    Spec: lexicon#record-validation (LEX-60..LEX-67)
+    Spec: lexicon#validation-options (LEX-60..LEX-67)
     """
     return [
-        _prepare(write, catalog, validate, next_rkey, replace_duplicates=replace_duplicates)
+        _prepare(write, catalog, validate, replace_duplicates=replace_duplicates)
         for write in writes
     ]
 
@@ -95,13 +94,12 @@ def _prepare(
     asked: RecordWrite,
     catalog: Catalog,
     validate: bool | None,
-    next_rkey: Callable[[], Tid],
     *,
     replace_duplicates: bool,
 ) -> PreparedWrite:
     try:
         collection = parse_nsid(asked.collection)
-        rkey = RecordKey(next_rkey()) if asked.rkey is None else parse_record_key(asked.rkey)
+        rkey = parse_record_key(asked.rkey or "")
     except InvalidSyntax as error:
         raise _refuse(str(error)) from error
     path = f"{collection}/{rkey}"

@@ -62,6 +62,11 @@ IDENTITY: Final = "identity"
 ACCOUNT: Final = "account"
 
 
+MAX_DUPLICATES: Final = 100
+"""Older records that one create replaces; with more of them the next create goes on, so that an
+account with many never runs into the limit of operations (REPO-80)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """When a commit is made and by which clock: revs are made of it."""
@@ -153,7 +158,10 @@ def _duplicates(txn: Txn, repo_id: int, writes: Sequence[PreparedWrite]) -> list
     found: dict[str, Write] = {}
     for write in writes:
         if write.replaces_duplicates and write.subject is not None:
-            for path in find_backlinks(txn, repo_id, write.collection, write.subject):
+            links = find_backlinks(
+                txn, repo_id, write.collection, write.subject, limit=MAX_DUPLICATES
+            )
+            for path in links:
                 if path not in own:
                     found[path] = Write("delete", path)
     return list(found.values())

@@ -8,13 +8,15 @@ thread, off the event loop.
 Decoded tree nodes of all repos are kept in one bounded cache.
 """
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from pds.errors import RemoteError, RequestError
 from pds.protocol.cbor import decode_json
-from pds.protocol.cid import Cid
+from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json, dump_json
 from pds.protocol.diddoc import DidDocument
 from pds.protocol.lexicon.catalog import Catalog
@@ -35,15 +37,22 @@ from pds.services.repo_txn import Moment, commit_writes
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import Keystore
-from pds.store.records import Record, get_record, list_collections, list_records
+from pds.store.records import (
+    Record,
+    get_record,
+    list_collections,
+    list_records,
+    measure_page,
+)
 from pds.store.repos import AccountRepo, find_account_repo, get_account_repo
 
 MAX_WRITES: Final = 200
 """Most writes of one batch (XRPC-95)."""
-PAGE_RECORDS: Final = 50
 PAGE_BYTES: Final = 4_000_000
-"""Records read by one statement, and size at which a page of records ends early: a page of large
-records would otherwise fill 100 MB."""
+"""Size of records beyond which a page ends early: one of large records would fill 100 MB."""
+LIGHT_WEIGHT: Final = 2000
+"""Up to this weight (see `_is_heavy`) a batch is checked at once, in 2 ms or so; heavier ones are
+checked on a thread, because 1 MB of JSON can take 100 ms (promise B5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +156,19 @@ class Repos:
         if len(writes) > MAX_WRITES:
             raise RequestError("InvalidRequest", f"Too many writes. Max: {MAX_WRITES}")
         now_us = self._clock.now_us()
-        prepared = prepare_writes(
+        # The clock of record keys belongs to the event loop, so all are drawn here.
+        writes = [
+            replace(write, rkey=self._rkeys.next(now_us)) if write.rkey is None else write
+            for write in writes
+        ]
+        prepare = partial(
+            prepare_writes,
             writes,
             catalog=self._catalog,
             validate=validate,
-            next_rkey=lambda: self._rkeys.next(now_us),
             replace_duplicates=replace_duplicates,
         )
+        prepared = await asyncio.to_thread(prepare) if _is_heavy(writes) else prepare()
         moment = Moment(now_us, self._clock_id)
         try:
             return await self._engine.transact(
@@ -228,13 +243,13 @@ class Repos:
         Raises: RepoUnknown; RequestError `RecordNotFound` with the text that clients match, and
         those of `check_available`. Spec: XRPC-95, SYNC-84
         """
+        path = f"{_check_collection(collection)}/{_check_rkey(rkey)}"
+        try:
+            wanted = None if cid is None else parse_cid(cid)
+        except InvalidCid as error:
+            raise RequestError("InvalidRequest", f"Invalid cid: {error}") from error
         return await self._engine.read(
-            "repo.get_record",
-            _read_record,
-            _normalize(repo),
-            f"{_check_collection(collection)}/{_check_rkey(rkey)}",
-            cid,
-            principal,
+            "repo.get_record", _read_record, _normalize(repo), path, wanted, principal
         )
 
     async def list_records(
@@ -281,6 +296,31 @@ class Repos:
         )
 
 
+def _is_heavy(writes: Sequence[RecordWrite]) -> bool:
+    """Whether the values together weigh more than `LIGHT_WEIGHT`.
+
+    A value weighs one, and a string one more for each 256 characters.
+    """
+    left = LIGHT_WEIGHT
+    waiting: list[Json] = [write.value for write in writes]
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if isinstance(value, str):
+            left -= len(value) >> 8
+        elif isinstance(value, dict):
+            left -= len(value)
+            if left > 0:
+                waiting += value.values()
+        elif isinstance(value, list):
+            left -= len(value)
+            if left > 0:
+                waiting += value
+        if left <= 0:
+            return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Page:
     repo: str
@@ -317,11 +357,11 @@ def _find(txn: Txn, repo: str, principal: Principal | None) -> tuple[AccountRepo
 
 
 def _read_record(
-    txn: Txn, repo: str, path: str, cid: str | None, principal: Principal | None
+    txn: Txn, repo: str, path: str, cid: Cid | None, principal: Principal | None
 ) -> bytes:
     account, repo_id = _find(txn, repo, principal)
     record = get_record(txn, repo_id, path)
-    if record is None or (cid is not None and cid != str(record.cid)):
+    if record is None or (cid is not None and cid != record.cid):  # bytes, not texts (DM-33)
         uri = f"at://{account.did}/{path}"
         raise RequestError("RecordNotFound", f"Could not locate record: {uri}")
     return dump_json(_view(account.did, record))
@@ -337,24 +377,34 @@ def _view(did: Did, record: Record) -> Json:
 
 def _read_page(txn: Txn, page: _Page, principal: Principal | None) -> bytes:
     account, repo_id = _find(txn, page.repo, principal)
-    views: list[Json] = []
-    cursor, size, more = page.cursor, 0, True
-    while more and len(views) < page.limit and size < PAGE_BYTES:
-        wanted = min(page.limit - len(views), PAGE_RECORDS)
-        records = list_records(
-            txn,
-            repo_id,
-            page.collection,
-            cursor=cursor,
-            limit=wanted + 1,
-            reverse=page.reverse,
-        )
-        more = len(records) > wanted
-        for record in records[:wanted]:
-            views.append(_view(account.did, record))
-            size += len(record.block)
-            cursor = record.path.split("/", 1)[1]
-    return dump_json({"records": views, "cursor": cursor} if more else {"records": views})
+    sizes = measure_page(
+        txn,
+        repo_id,
+        page.collection,
+        cursor=page.cursor,
+        limit=page.limit + 1,
+        reverse=page.reverse,
+    )
+    count = _fitting(sizes[: page.limit])
+    records = list_records(
+        txn, repo_id, page.collection, cursor=page.cursor, limit=count, reverse=page.reverse
+    )
+    # Each record is rendered by itself, so that only one is in memory as objects.
+    views = b",".join([dump_json(_view(account.did, record)) for record in records])
+    if count == len(sizes):
+        return b'{"records":[%b]}' % views
+    cursor = records[-1].path.split("/", 1)[1]
+    return b'{"records":[%b],"cursor":%b}' % (views, dump_json(cursor))
+
+
+def _fitting(sizes: Sequence[int]) -> int:
+    """Return how many records fit on a page, at least one if there is one."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if count and total > PAGE_BYTES:
+            return count
+    return len(sizes)
 
 
 def _read_description(

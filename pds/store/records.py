@@ -61,18 +61,38 @@ def list_records(
 
     `cursor` is the rkey behind which to begin.
     """
+    rows = txn.read(
+        "SELECT path, cid, bytes" + _page_of(reverse),
+        (*_bounds(repo_id, collection, cursor, reverse), limit),
+    )
+    return [Record(path, Cid(cid), block) for path, cid, block in rows]
+
+
+def measure_page(
+    txn: Txn, repo_id: int, collection: str, *, cursor: str | None, limit: int, reverse: bool
+) -> list[int]:
+    """Return the sizes in bytes of the records that `list_records` would return."""
+    rows = txn.read(
+        "SELECT length(bytes)" + _page_of(reverse),
+        (*_bounds(repo_id, collection, cursor, reverse), limit),
+    )
+    return [row[0] for row in rows]
+
+
+def _page_of(reverse: bool) -> str:
+    order = "ASC" if reverse else "DESC"
+    return f" FROM record WHERE repo_id = ? AND path > ? AND path < ? ORDER BY path {order} LIMIT ?"
+
+
+def _bounds(
+    repo_id: int, collection: str, cursor: str | None, reverse: bool
+) -> tuple[int, str, str]:
     low, high = f"{collection}/", collection + _AFTER_SLASH
     if cursor is not None and reverse:
         low = f"{collection}/{cursor}"
     elif cursor is not None:
         high = f"{collection}/{cursor}"
-    order = "ASC" if reverse else "DESC"
-    rows = txn.read(
-        "SELECT path, cid, bytes FROM record WHERE repo_id = ? AND path > ? AND path < ?"
-        f" ORDER BY path {order} LIMIT ?",
-        (repo_id, low, high, limit),
-    )
-    return [Record(path, Cid(cid), block) for path, cid, block in rows]
+    return repo_id, low, high
 
 
 def list_collections(txn: Txn, repo_id: int) -> list[str]:
@@ -153,11 +173,13 @@ def delete_backlinks(txn: Txn, repo_id: int, paths: Sequence[str]) -> None:
     )
 
 
-def find_backlinks(txn: Txn, repo_id: int, collection: str, subject: str) -> list[str]:
-    """Return the paths of the records of `collection` that point at `subject`."""
+def find_backlinks(
+    txn: Txn, repo_id: int, collection: str, subject: str, *, limit: int
+) -> list[str]:
+    """Return the first paths of the records of `collection` that point at `subject`."""
     rows = txn.read(
         "SELECT path FROM backlink WHERE repo_id = ? AND collection = ? AND subject = ?"
-        " ORDER BY path",
-        (repo_id, collection, subject),
+        " ORDER BY path LIMIT ?",
+        (repo_id, collection, subject, limit),
     )
     return [row[0] for row in rows]

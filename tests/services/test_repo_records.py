@@ -215,6 +215,17 @@ async def test_a_second_like_replaces_the_first_in_one_commit(host):
     assert len(await host.verify_stored()) == 3
 
 
+async def test_more_duplicates_than_fit_into_a_commit_are_replaced_by_and_by(host):
+    """XRPC-95, REPO-80: the next like of such a subject must not be refused for ever."""
+    uri = f"at://{BOB}/{POST}/3kaaaaaaaaaaa"
+    for _ in range(2):
+        await write(host, *(like(uri) for _ in range(120)))
+    for left in (141, 42, 1):
+        await write(host, like(uri), replace_duplicates=True)
+        assert len(await host.verify_stored()) == left
+    host.verify_events()
+
+
 async def test_backlinks_follow_the_records(host):
     uri, other = f"at://{BOB}/{POST}/3kaaaaaaaaaaa", f"at://{BOB}/{POST}/3kaaaaaaaaaab"
     result = await write(host, like(uri))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pds.errors import Corrupt, NotResolvable, RequestError
 from pds.protocol.cid import Cid
 from pds.protocol.mst.tree import NodeCache
 from pds.protocol.repo import UNSET
-from pds.protocol.tid import decode_tid, encode_tid
+from pds.protocol.tid import decode_tid
 from pds.services.principal import ADMIN
 from pds.services.records_prepare import RecordWrite, prepare_writes
 from pds.services.repo_txn import Moment, commit_writes, emit_account, restate_head
@@ -107,7 +108,6 @@ async def test_a_commit_that_is_rolled_back_leaves_nothing_to_undo(host):
         [strange(str(number), n=2) for number in range(50, 150)],
         catalog=CATALOG,
         validate=None,
-        next_rkey=lambda: encode_tid(1, 1),
     )
 
     def job(txn):
@@ -355,6 +355,51 @@ async def test_a_page_of_large_records_ends_early_but_loses_none(host):
         if cursor is None:
             break
     assert (seen, pages) == (["5", "4", "3", "2", "1", "0"], 3)
+
+
+async def test_a_page_is_cut_before_it_is_read(host):
+    """C1: whoever asks for 100 records of 1 MB gets 4 MB, and no more is read."""
+    for number in range(8):
+        await write(host, strange(str(number), text="x" * 900_000))
+    page = json.loads(await host.repos.list_records(ALICE, STRANGE, limit=100))
+    assert [item["uri"][-1] for item in page["records"]] == ["7", "6", "5", "4"]
+    rest = await host.repos.list_records(ALICE, STRANGE, limit=100, cursor=page["cursor"])
+    assert [item["uri"][-1] for item in json.loads(rest)["records"]] == ["3", "2", "1", "0"]
+    assert json.loads(await host.repos.list_records(ALICE, "com.example.none")) == {"records": []}
+
+
+async def test_a_record_is_asked_for_by_the_bytes_of_its_cid(host):
+    """DM-33: a CID is compared decoded; text that is none is refused, not merely not found."""
+    result = await write(host, strange("a", n=1))
+    cid = str(result.outcomes[0].cid)
+    found = json.loads(await host.repos.get_record(ALICE, STRANGE, "a", cid=cid))
+    assert found["cid"] == cid
+    for text in (cid.upper(), "zdj7WhuEjrB52m1BisYCtmjH1hSKa7yZ3jEZ9JcXaFRD51wVz", "b", ""):
+        with pytest.raises(RequestError, match="InvalidRequest"):
+            await host.repos.get_record(ALICE, STRANGE, "a", cid=text)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_heavy"),
+    [
+        ({"text": "hello", "langs": ["en"]}, False),
+        ({"text": "x" * 900_000}, True),
+        ({"list": [{"a": n} for n in range(3000)]}, True),
+        ({"deep": {"er": {f"k{n}": n for n in range(3000)}}}, True),
+    ],
+)
+async def test_heavy_batches_are_checked_on_a_thread(host, monkeypatch, value, is_heavy):
+    """B5: 1 MB of JSON can take 100 ms, which must not be the event loop's."""
+    threads = []
+
+    def prepare(*args, **options):
+        threads.append(threading.current_thread())
+        return prepare_writes(*args, **options)
+
+    monkeypatch.setattr("pds.services.repos.prepare_writes", prepare)
+    results = [await write(host, RecordWrite("create", STRANGE, None, value)) for _ in range(2)]
+    assert [thread is not threading.main_thread() for thread in threads] == [is_heavy] * 2
+    assert rkey_of(results[0]) < rkey_of(results[1])
 
 
 async def test_a_described_repo(host):

@@ -221,8 +221,8 @@ async def test_records_are_scanned_in_path_order_within_bounds(engine):
         assert find_record_block(txn, repo_id, Cid.of_data(block)) == block
         assert find_record_block(txn, repo_id, Cid.of_data(b"x")) is None
         assert get_record(txn, repo_id, "com.example.r/00007").block == block
-        assert len(find_backlinks(txn, repo_id, "com.example.r", "x")) == 30
-        assert find_backlinks(txn, repo_id, "com.example.r", "y") == []
+        assert len(find_backlinks(txn, repo_id, "com.example.r", "x", limit=99)) == 30
+        assert find_backlinks(txn, repo_id, "com.example.r", "y", limit=99) == []
 
     await engine.transact("test", job)
 
