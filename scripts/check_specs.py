@@ -1,7 +1,7 @@
-"""Hold the rule ids that code and tests cite against docs/specs.md.
+"""Hold the rule ids and specification headings that the code cites against docs/specs.md.
 
-Fails on an id that is not defined there. Lists the mandatory rules that no code cites and those
-that no test cites (`--list` prints them all; otherwise a count a section is printed).
+Fails on an id or a heading (`Spec: page#heading`) that is not listed there. Counts the mandatory
+rules that no code and no test cites; `--list` prints them.
 """
 
 import re
@@ -13,6 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 SPECS = ROOT / "docs" / "specs.md"
 CITED = re.compile(r"\b(?:DM|REPO|SYNC|XRPC|ID|LEX|ACC|NEW|OAUTH)-\d+\b")
 DEFINED = re.compile(r"^\| ([A-Z]+-\d+) \| ([MSRB-]) \|", re.MULTILINE)
+HEADING = re.compile(r"^- `([a-z-]+#[a-z0-9-]+)`$", re.MULTILINE)
+SPEC_LINE = re.compile(r"Spec: ([^\n\"]*)")
+CITED_HEADING = re.compile(r"[a-z-]+#[a-z0-9-]+")
+
+
+def unknown_headings() -> list[tuple[str, str]]:
+    """Return (heading, file) of each cited heading that is not listed."""
+    listed = set(HEADING.findall(SPECS.read_text()))
+    found = []
+    for path in sorted((ROOT / "pds").rglob("*.py")):
+        for line in SPEC_LINE.findall(path.read_text()):
+            for heading in CITED_HEADING.findall(line):
+                if heading not in listed:
+                    found.append((heading, str(path.relative_to(ROOT))))
+    return found
 
 
 def citations(folder: str) -> dict[str, list[str]]:
@@ -33,6 +48,9 @@ def main(arguments: list[str]) -> int:
     unknown = sorted((set(code) | set(tests)) - set(levels))
     for rule in unknown:
         print(f"{rule} is cited but not defined in docs/specs.md: {(code | tests)[rule][0]}")
+    headings = unknown_headings()
+    for heading, path in headings:
+        print(f"{path} names the heading {heading}, which docs/specs.md does not list")
     mandatory = [rule for rule, level in levels.items() if level == "M"]
     without_code = [rule for rule in mandatory if rule not in code]
     without_test = [rule for rule in mandatory if rule not in tests]
@@ -45,7 +63,7 @@ def main(arguments: list[str]) -> int:
     if "--list" in arguments:
         print("No code:", " ".join(without_code) or "none")
         print("No test:", " ".join(without_test) or "none")
-    return 1 if unknown else 0
+    return 1 if unknown or headings else 0
 
 
 if __name__ == "__main__":

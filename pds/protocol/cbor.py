@@ -13,7 +13,7 @@ cbrrr allocates a list as long as its header says before it reads the items, so 
 could claim far more memory than the input has bytes; `_is_affordable` sends such input to the
 Python decoder, which never allocates ahead.
 
-Spec: data-model#drisl-and-cbor (DM-10, DM-11, DM-12, DM-13, DM-4)
+Spec: data-model#relationship-with-dasl-and-ipld (DM-10, DM-11, DM-12, DM-13, DM-4)
 """
 
 import base64

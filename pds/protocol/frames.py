@@ -4,7 +4,7 @@ A frame is two DAG-CBOR maps in a row: a header (`op`, `t`) and a payload (SYNC-
 build the bytes that are stored in the event table and sent as they are; the number and the instant
 come from the writer, when the order of events is settled.
 
-Spec: event-stream#framing, sync#message-types (SYNC-30, SYNC-33, SYNC-34, SYNC-35)
+Spec: event-stream#framing, sync#repository-event-stream (SYNC-30, SYNC-33, SYNC-34, SYNC-35)
 """
 
 from collections.abc import Sequence

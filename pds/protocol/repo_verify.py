@@ -230,7 +230,7 @@ def invert_ops(data: Cid, ops: Sequence[RepoOp], blocks: BlockSource) -> Cid:
     """Take `ops` back from the tree at `data`, in relay order, and return the root before.
 
     `blocks` needs the covering proof only. Raises: InvalidRepo, InvalidTree, MissingBlock,
-    InvalidNode, KeyExists, KeyMissing. Spec: sync#commit-validation (REPO-66, REPO-67)
+    InvalidNode, KeyExists, KeyMissing. Spec: sync#message-validation-checklist (REPO-66, REPO-67)
     """
     check_ops(ops)
     changes: list[Change] = [
@@ -251,7 +251,7 @@ def verify_commit_event(
     `previous` is the head after the event before, if known: the event must continue it.
 
     Raises: ProtocolError of some kind, InvalidRepo where no other fits.
-    Spec: sync#commit-validation (SYNC-30, SYNC-31, REPO-60..REPO-70, REPO-80)
+    Spec: sync#message-validation-checklist (SYNC-30, SYNC-31, REPO-60..REPO-70, REPO-80)
     """
     car = payload.get("blocks")
     cid = payload.get("commit")

@@ -4,7 +4,7 @@ Each kind is a `NewType` over `str` made only by its `parse_*`, so that a functi
 `Did` cannot be given unchecked text. Strings are kept as received, except that handles are lower
 case (DM-68). Every pattern runs in linear time and every length is bounded first.
 
-Spec: data-model#string-identifiers (DM-60 to DM-77)
+Spec: lexicon#string-formats (DM-60 to DM-77)
 """
 
 import re
@@ -87,7 +87,7 @@ def parse_handle(text: str) -> Handle:
 def is_disallowed_tld(handle: str, *, dev: bool = False) -> bool:
     """Whether a handle lies under a top-level domain that cannot be registered or resolved.
 
-    `.test` is allowed in development only. Spec: identity#handle-rules
+    `.test` is allowed in development only. Spec: handle#additional-non-syntax-restrictions
     """
     tld = handle.rpartition(".")[2].lower()
     return tld in _DISALLOWED_TLDS or (tld == "test" and not dev)

@@ -4,7 +4,7 @@ A TID is a 64-bit number in base 32: a zero bit, 53 bits of microseconds since 1
 clock id. It proves neither the time of creation nor uniqueness (DM-62). Time and clock ids are
 arguments here; whoever stores revs passes the previous one (DM-61, REPO-3).
 
-Spec: data-model#tid (DM-60)
+Spec: tid#tid-structure (DM-60)
 """
 
 from typing import Final

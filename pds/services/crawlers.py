@@ -4,7 +4,7 @@ Each relay is asked to crawl at start, after writes (at most every 20 minutes), 
 ever more slowly, while nobody reads the firehose. A relay that cannot be reached is tried again
 with growing pauses. All of it happens in one background task: a write only leaves a note.
 
-Spec: sync#requestcrawl (SYNC-60)
+Spec: sync#usage-and-implementation-guidelines (SYNC-60)
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Each job deletes at most 500 rows, alone and behind user writes, so that even a long backlog costs
 nobody more than milliseconds.
 
-Spec: sync#sequence-numbers-and-cursors (SYNC-19)
+Spec: event-stream#sequence-numbers (SYNC-19)
 """
 
 from pds.store.clock import Clock

@@ -99,7 +99,7 @@ class Exports:
         """Open the CAR of a repo: all of it, or what is newer than the rev `since`.
 
         Raises: RequestError `RepoNotFound` and those of `check_available`, `InvalidRequest`.
-        Spec: sync#repository-export (REPO-43, REPO-44, REPO-45)
+        Spec: sync#repository-exports (REPO-43, REPO-44, REPO-45)
         """
         if since is not None:
             try:
@@ -160,7 +160,7 @@ class Exports:
     ) -> bytes:
         """Return a CAR that proves what is under a path, or that nothing is.
 
-        Raises: RequestError, see `repo`. Spec: repository#record-proofs (REPO-50)
+        Raises: RequestError, see `repo`. Spec: sync#record-level-synchronization (REPO-50)
         """
         try:
             path = f"{parse_nsid(collection)}/{parse_record_key(rkey)}"

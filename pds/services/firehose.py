@@ -13,7 +13,7 @@ A reader costs at most the sink's own buffer of `high_water_bytes`: beyond that 
 written to it, it only falls behind. One that was live and is `max_lag_bytes` behind for
 `lag_grace_s`, or takes nothing at all for `stall_s`, gets ConsumerTooSlow (SYNC-21).
 
-Spec: sync#sequence-numbers-and-cursors (SYNC-10 to SYNC-21, SYNC-3, SYNC-6)
+Spec: event-stream#sequence-numbers (SYNC-10 to SYNC-21, SYNC-3, SYNC-6)
 """
 
 import asyncio

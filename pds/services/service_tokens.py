@@ -8,7 +8,7 @@ Accepting: the key is that of the issuer's DID document; if the signature is wro
 fetched anew once, because keys change. A token works once: its replay id is remembered in memory
 until it expires.
 
-Spec: xrpc#inter-service-authentication (XRPC-40..47)
+Spec: xrpc#inter-service-authentication-jwt (XRPC-40..47)
 """
 
 import secrets

@@ -7,7 +7,7 @@ microseconds that never goes back, so the window is a range of the primary key.
 What was deleted by age is remembered as the fact `events_deleted_through`: gaps in `seq` are
 normal, so only this tells a reader with an old cursor whether it missed anything.
 
-Spec: sync#sequence-numbers-and-cursors (SYNC-10, SYNC-17, SYNC-22)
+Spec: event-stream#sequence-numbers (SYNC-10, SYNC-17, SYNC-22)
 """
 
 from dataclasses import dataclass

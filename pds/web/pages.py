@@ -9,7 +9,7 @@ from aiohttp import web
 from pds.services.server_info import ServerInfo
 from pds.web.router import WebHandler, WebRouter
 
-ROBOTS: Final = "# Hello! Crawling the public API is allowed\nUser-agent: *\nAllow: /\n"
+ROBOTS: Final = "# All that is public here may be read by machines too.\nUser-agent: *\nAllow: /\n"
 STYLE_PATH: Final = "/static/style.css"
 
 

@@ -32,7 +32,7 @@ class BodyReader:
 
     `content_length` is the exact size to expect, if the client announced it and the bytes are not
     compressed. Iterate for large bodies; `read` for those that fit in memory.
-    Spec: xrpc#input (XRPC-4, XRPC-5, XRPC-80)
+    Spec: xrpc#lexicon-http-endpoints (XRPC-4, XRPC-5, XRPC-80)
     """
 
     __slots__ = ("_coding", "_idle_s", "_limit", "_request", "content_length", "content_type")

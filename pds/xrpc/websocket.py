@@ -6,7 +6,7 @@ buffering it (SYNC-1). One reader costs one small object; nothing runs for it wh
 
 aiohttp's protocol stays behind and is told when the connection is lost, so its book-keeping holds.
 
-Spec: RFC 6455; event-stream#connections (SYNC-1, SYNC-3, SYNC-4, SYNC-6)
+Spec: RFC 6455; event-stream#connection (SYNC-1, SYNC-3, SYNC-4, SYNC-6)
 """
 
 import asyncio

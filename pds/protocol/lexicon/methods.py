@@ -81,7 +81,7 @@ class Method:
         Parameters without a value count as absent, undeclared ones are ignored, defaults are
         filled in.
         Raises: LexiconError.
-        Spec: xrpc#query-parameters (LEX-22, LEX-33, XRPC-3)
+        Spec: xrpc#lexicon-http-endpoints (LEX-22, LEX-33, XRPC-3)
         """
         if self._params is None:
             self._params = _compile_params(self._definition.parameters, self._json_compiler)

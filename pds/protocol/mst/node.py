@@ -107,7 +107,7 @@ def encode_node(
 ) -> bytes:
     """Return the canonical bytes of a node (`children` has one more item than `keys`).
 
-    Raises: InvalidNode for a key over `MAX_KEY_BYTES`. Spec: repository#node-data-schema (REPO-25)
+    Raises: InvalidNode for a key over `MAX_KEY_BYTES`. Spec: repository#mst-structure (REPO-25)
     """
     parts = [b"\xa2\x61e", _head(0x80, len(keys))]
     add = parts.append

@@ -78,7 +78,8 @@ def invert_changes(root: Cid, changes: Iterable[Change], nodes: NodeSource) -> C
     """Undo `changes` one by one, in the order given, and return the root before them.
 
     Raises: InvalidTree when a change does not match the tree; MissingBlock when the proof is
-    incomplete; KeyExists, KeyMissing, InvalidNode. Spec: sync#commit-validation (REPO-66)
+    incomplete; KeyExists, KeyMissing, InvalidNode.
+    Spec: sync#message-validation-checklist (REPO-66)
     """
     editor = TreeEditor(root, nodes)
     for key, before, after in changes:

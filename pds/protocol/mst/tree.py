@@ -419,7 +419,7 @@ def walk_preorder(root: Cid, nodes: NodeSource) -> Iterator[Node | tuple[bytes, 
     """Yield the tree in streamable order: each node, then its children and records from the left.
 
     A node is yielded as `Node`, a record as `(key, cid)`. Memory: the nodes of one path.
-    Spec: sync#repository-export (REPO-43)
+    Spec: sync#repository-exports (REPO-43)
     """
     stack: list[Cid | tuple[bytes, Cid]] = [root]
     while stack:
