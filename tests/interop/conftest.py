@@ -1,5 +1,6 @@
 """Fixtures of the tests against other implementations."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from tests.support_live import LiveServer, live_server_in
 
 @pytest.fixture
 async def live_server(tmp_path: Path) -> AsyncIterator[LiveServer]:
-    """A server process with its own PLC directory, as `pds serve` runs it."""
+    """A server process with its own PLC directory, as `pds serve` runs it.
+
+    With PDS_TEST_LIVE_URL and PDS_TEST_LIVE_PLC_URL the tests go to a server that runs already,
+    for instance the one of `make run`.
+    """
+    url, plc_url = os.environ.get("PDS_TEST_LIVE_URL"), os.environ.get("PDS_TEST_LIVE_PLC_URL")
+    if url and plc_url:
+        server = LiveServer(tmp_path, plc_url)
+        server.url, server.plc_url = url, plc_url
+        yield server
+        return
     async with live_server_in(tmp_path / "server") as server:
         yield server
