@@ -24,6 +24,7 @@ from typing import Any, Final, Self
 
 from pds.errors import ConfigError
 from pds.log import LogSettings
+from pds.net.dns import DnsClient, DnsSettings
 from pds.services.blobs import BlobSettings
 from pds.services.limits import RequestLimits
 from pds.services.settings import (
@@ -71,13 +72,12 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = types.MappingProxyType(
         ),
         **dict.fromkeys(
             (
-                "PDS_RATE_LIMITS_ENABLED",
                 "PDS_RATE_LIMIT_BYPASS_KEY",
                 "PDS_RATE_LIMIT_BYPASS_IPS",
                 "PDS_REDIS_SCRATCH_ADDRESS",
                 "PDS_REDIS_SCRATCH_PASSWORD",
             ),
-            "there are no request limits yet; put them into your reverse proxy",
+            "nobody is exempt from limits, and they are kept in memory",
         ),
         **dict.fromkeys(
             (
@@ -384,6 +384,10 @@ def _check(config: Config) -> None:
     ):
         if value and not _HEX_KEY.fullmatch(value):
             raise ConfigError(f"{name} must be 64 hex digits; {SUGGEST_SECRET}")
+    try:
+        DnsClient(DnsSettings(nameservers=config.identity.backup_nameservers))
+    except ConfigError as error:
+        raise ConfigError(f"PDS_HANDLE_BACKUP_NAMESERVERS: {error}") from error
     services = config.federation
     for label, url, did in (
         ("PDS_BSKY_APP_VIEW", services.appview_url, services.appview_did),

@@ -36,7 +36,11 @@ ASK_TIMEOUT_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Foundation:
-    """What services stand on."""
+    """What services stand on.
+
+    Calls on behalf of users have clients of their own: users who keep all connections of those busy
+    must not stop sign-ups and look-ups.
+    """
 
     config: Config
     engine: SqliteEngine
@@ -45,6 +49,8 @@ class Foundation:
     keystore: Keystore
     trusted: TrustedClient
     guarded: GuardedClient
+    proxy_trusted: TrustedClient
+    proxy_guarded: GuardedClient
     plc: PlcClient
     resolver: IdentityResolver
     rotation_signer: Signer
@@ -59,26 +65,25 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     keystore = open_keystore(config)
     user_agent = f"Freehold/{pds.__version__} (+{config.public_url})"
     dates = References()
-    trusted = TrustedClient(
-        HttpSettings.trusted(
-            user_agent=user_agent,
-            allow_private=True,  # The operator named these; they may be neighbours.
-            idle_timeout_s=config.outbound.proxy_body_timeout_s,
-        ),
-        on_date=dates.note,
+    to_named = HttpSettings.trusted(
+        user_agent=user_agent,
+        allow_private=True,  # The operator named these; they may be neighbours.
+        idle_timeout_s=config.outbound.proxy_body_timeout_s,
     )
-    stack.push_async_callback(trusted.close)
+    to_strangers = HttpSettings.guarded(
+        user_agent=user_agent,
+        unsafe=config.is_unguarded,
+        idle_timeout_s=config.outbound.proxy_body_timeout_s,
+        small_max_bytes=config.outbound.fetch_max_bytes,
+    )
+    trusted = TrustedClient(to_named, on_date=dates.note)
+    guarded = GuardedClient(to_strangers)
+    proxy_trusted, proxy_guarded = TrustedClient(to_named), GuardedClient(to_strangers)
+    for client in (trusted, guarded, proxy_trusted, proxy_guarded):
+        stack.push_async_callback(client.close)
     dates.client = trusted
-    guarded = GuardedClient(
-        HttpSettings.guarded(
-            user_agent=user_agent,
-            unsafe=config.is_unguarded,
-            idle_timeout_s=config.outbound.proxy_body_timeout_s,
-            small_max_bytes=config.outbound.fetch_max_bytes,
-        )
-    )
-    stack.push_async_callback(guarded.close)
-    plc = PlcClient(config.identity.plc_url, trusted)
+    plc_url = config.identity.plc_url
+    plc = PlcClient(config.identity.plc_read_url or plc_url, trusted, write_url=plc_url)
     clock = CheckedClock(dates.ask)
     await clock.start(last_seq=0)  # Believed for the opening alone: nothing is numbered in it.
     engine = SqliteEngine(SqliteSettings(folder / DATABASE_FILE), clock)
@@ -99,6 +104,8 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
         keystore=keystore,
         trusted=trusted,
         guarded=guarded,
+        proxy_trusted=proxy_trusted,
+        proxy_guarded=proxy_guarded,
         plc=plc,
         resolver=resolver,
         rotation_signer=_rotation_signer(config),

@@ -40,6 +40,8 @@ from pds.xrpc.server import PREFIX, Finished, MethodTable, XrpcServer
 HEALTH_PATH: Final = "/xrpc/_health"
 HEALTH_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Others are refused like everything else below `/xrpc/`: in JSON (XRPC-7)."""
+METRICS_HOST: Final = "127.0.0.1"
+METRICS_PATH: Final = "/metrics"
 METHOD_TABLES: Final[tuple[MethodTable, ...]] = (
     app_bsky.routes,
     com_atproto_identity.routes,
@@ -144,6 +146,33 @@ async def serving_plc(plc: EmbeddedPlc) -> AsyncIterator[None]:
     await runner.setup()
     try:
         await web.SockSite(runner, plc.socket).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving_metrics(metrics: Metrics, port: int | None) -> AsyncIterator[None]:
+    """Serve `/metrics` to this machine until the block ends; without a port serve nothing."""
+    if port is None:
+        yield
+        return
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != METRICS_PATH:
+            return web.Response(status=404)
+        body, content_type = metrics.render()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, METRICS_HOST, port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {METRICS_HOST}:{port}; set PDS_METRICS_PORT to another port"
+            ) from error
         yield
     finally:
         await runner.cleanup()

@@ -14,6 +14,7 @@ from pds.app.http import (
     listening,
     observer,
     root_handler,
+    serving_metrics,
     serving_plc,
 )
 from pds.app.options import Options
@@ -72,6 +73,7 @@ async def running_server(
         stack.push_async_callback(services.accounts.close)
         metrics = Metrics()
         metrics.add_process_metrics()
+        await stack.enter_async_context(serving_metrics(metrics, config.listener.metrics_port))
         xrpc = XrpcServer(
             services,
             METHOD_TABLES,

@@ -30,6 +30,7 @@ from pds.services.health import Health
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites
 from pds.services.lexicons import load_catalog
+from pds.services.login_limits import LoginLimits
 from pds.services.mail import LogMailer
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
@@ -38,7 +39,7 @@ from pds.services.repos import Repos
 from pds.services.server_info import ServerInfo, ServerInfoSettings
 from pds.services.service_tokens import ServiceTokens
 from pds.services.session_tokens import SessionTokens
-from pds.services.sessions import Sessions
+from pds.services.sessions import Sessions, SessionSettings
 from pds.store.clock import SystemClock
 
 ASK_TIMEOUT_S: Final = 3.0
@@ -97,8 +98,8 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         limits=config.limits,
         preferences=Preferences(engine=engine, wall=SystemClock()),
         proxy=Proxy(
-            trusted=base.trusted,
-            guarded=base.guarded,
+            trusted=base.proxy_trusted,
+            guarded=base.proxy_guarded,
             documents=base.resolver,
             tokens=service_tokens,
             settings=_proxy_settings(config),
@@ -121,6 +122,9 @@ def _build_sessions(base: Foundation, cache: AccountCache, passwords: Passwords)
         accounts=cache,
         tokens=SessionTokens(secrets=[config.secrets.jwt_secret], service_did=config.service_did),
         passwords=passwords,
+        settings=SessionSettings(
+            limits=LoginLimits() if config.limits.are_sign_ins_limited else None
+        ),
         did_documents=_documents_for_sessions(base),
     )
 

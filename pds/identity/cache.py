@@ -18,8 +18,8 @@ from pds.errors import RemoteError
 V = TypeVar("V")
 
 MAX_ENTRIES: Final = 100_000
-MAX_BYTES: Final = 32_000_000
-"""Of the answers as received; objects in memory are a few times as large."""
+MAX_BYTES: Final = 100_000_000
+"""Of the weights that the answers are given, which are what they take in memory, roughly."""
 _ENTRY_BYTES: Final = 200
 _RETRY_S: Final = 60.0
 """How long a stale answer is left alone after asking again has failed."""

@@ -1,4 +1,4 @@
-"""How large a request body may be: the one settings class that the HTTP layer reads.
+"""How much a request may be, and how often: what the operator can limit.
 
 The defaults are the reference's (XRPC-5); clients are written against them.
 """
@@ -12,7 +12,7 @@ MIB: Final = 1024 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """Largest accepted bodies, counted after decompression."""
+    """Largest accepted bodies, counted after decompression, and whether attempts are counted."""
 
     json_bytes: int = 150 * KIB
     record_write_bytes: int = 1_000_000
@@ -29,3 +29,13 @@ class RequestLimits:
         },
     )
     body_idle_s: float = 60.0
+    are_sign_ins_limited: bool = field(
+        default=True,
+        metadata={
+            "env": "PDS_RATE_LIMITS_ENABLED",
+            "help": (
+                "`false` lifts the limits on attempts to sign in. Other requests have no limits "
+                "yet: put them into your reverse proxy."
+            ),
+        },
+    )

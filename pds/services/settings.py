@@ -8,11 +8,13 @@ reference page from them; the names are the reference PDS's, with the same meani
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pds.errors import ProtocolError
 from pds.protocol.syntax import parse_did
+
+MAX_PORT: Final = 65_535
 
 
 def ms_to_s(text: str) -> float:
@@ -50,6 +52,19 @@ def parse_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be a URL that starts with https://")
     return text.rstrip("/")
+
+
+def parse_urls(text: str) -> tuple[str, ...]:
+    """URLs between commas. Raises: ValueError."""
+    return tuple(parse_url(item) for item in parse_list(text))
+
+
+def parse_port(text: str) -> int:
+    """A TCP port. Raises: ValueError."""
+    port = parse_integer(text)
+    if port > MAX_PORT:
+        raise ValueError(f"must be at most {MAX_PORT}")
+    return port
 
 
 def parse_did_setting(text: str) -> str:
@@ -117,8 +132,13 @@ class IdentitySettings:
 
     plc_url: str = setting(
         "PDS_DID_PLC_URL",
-        "The PLC directory.",
+        "The PLC directory; operations are sent to it and judged by what it says.",
         default="https://plc.directory",
+        parse=parse_url,
+    )
+    plc_read_url: str | None = setting(
+        "PDS_DID_PLC_READ_URL",
+        "A replica that is asked for documents, and may lag behind; the directory when unset.",
         parse=parse_url,
     )
     recovery_did_key: str | None = setting(
@@ -144,7 +164,7 @@ class IdentitySettings:
     )
     backup_nameservers: tuple[str, ...] = setting(
         "PDS_HANDLE_BACKUP_NAMESERVERS",
-        "Name servers to ask when the usual ones know no handle.",
+        "Addresses of name servers to ask when the usual ones know no handle.",
         default=(),
     )
     did_doc_with_session: bool = setting(
@@ -180,7 +200,10 @@ class FederationSettings:
     """Relays, AppView and other services."""
 
     crawlers: tuple[str, ...] = setting(
-        "PDS_CRAWLERS", "URLs of the relays to tell about new commits.", default=()
+        "PDS_CRAWLERS",
+        "URLs of the relays to tell about new commits.",
+        default=(),
+        parse=parse_urls,
     )
     backfill_s: float = setting(
         "PDS_REPO_BACKFILL_LIMIT_MS",

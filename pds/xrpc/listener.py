@@ -3,6 +3,9 @@
 aiohttp's low-level server with what it leaves open closed (all measured on 3.14):
 
 * it waits for ever for the rest of a header: here headers are cut at `header_timeout_s`;
+* it waits for ever for a client that does not read its answer, with all that the answer holds: here
+  the connection is cut when nothing was taken for `write_idle_s` (event readers have a rule of
+  their own, see `websocket`);
 * it takes any number of connections from one address: here they are counted;
 * it decompresses bodies without bound: switched off, `pds/xrpc/body.py` does it;
 * after a refusal it reads the rest of the body for 10 s: switched off, see `drain_refused_body`;
@@ -29,6 +32,7 @@ from aiohttp.streams import StreamReader
 
 from pds.errors import RequestError
 from pds.services.callers import caller_block, unmapped_address
+from pds.services.settings import parse_port
 from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -54,7 +58,18 @@ class ListenerSettings:
         default="127.0.0.1",
         metadata={"env": "PDS_BIND", "help": "Address to listen on; `0.0.0.0` for all."},
     )
-    port: int = field(default=2583, metadata={"env": "PDS_PORT", "help": "Port to listen on."})
+    port: int = field(
+        default=2583,
+        metadata={"env": "PDS_PORT", "help": "Port to listen on.", "parse": parse_port},
+    )
+    metrics_port: int | None = field(
+        default=None,
+        metadata={
+            "env": "PDS_METRICS_PORT",
+            "help": "Port on 127.0.0.1 that serves `/metrics` for Prometheus; none when unset.",
+            "parse": parse_port,
+        },
+    )
     trusted_proxies: tuple[Network, ...] = field(
         default=LOOPBACK,
         metadata={
@@ -73,6 +88,8 @@ class ListenerSettings:
     header_timeout_s: float = 30.0
     keepalive_s: float = 75.0
     """Longer than the 60 s for which common reverse proxies keep an idle connection."""
+    write_idle_s: float = 60.0
+    """How long a client may take nothing of an answer that waits for it."""
     shutdown_timeout_s: float = 10.0
 
 
@@ -171,12 +188,22 @@ class Listener(web.Server):
 class Connection(web.RequestHandler):
     """One connection, with a deadline for headers and quiet refusals."""
 
-    __slots__ = ("_header_timer", "_is_counted", "_listener", "address", "is_proxied")
+    __slots__ = (
+        "_header_timer",
+        "_is_counted",
+        "_listener",
+        "_untaken_bytes",
+        "_write_timer",
+        "address",
+        "is_proxied",
+    )
 
     def __init__(self, listener: Listener, **kwargs: Any) -> None:
         super().__init__(listener, **kwargs)
         self._listener = listener
         self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._untaken_bytes = 0
         self._is_counted = False
         self.address = ""
         self.is_proxied = False
@@ -197,6 +224,7 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
         self._stop_header_clock()
+        self._stop_write_clock()
         if self._is_counted:
             self._is_counted = False
             self._listener.forget(self.address)
@@ -213,6 +241,16 @@ class Connection(web.RequestHandler):
             self._stop_header_clock()
         elif self._header_timer is None:
             self._start_header_clock()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take what was written, but not for ever."""
+        super().pause_writing()
+        self._start_write_clock()
+
+    def resume_writing(self) -> None:
+        """Go on: the client has taken most of it."""
+        self._stop_write_clock()
+        super().resume_writing()
 
     def handle_error(
         self,
@@ -244,6 +282,27 @@ class Connection(web.RequestHandler):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _start_write_clock(self) -> None:
+        if self.transport is not None:
+            self._untaken_bytes = self.transport.get_write_buffer_size()
+            timeout_s = self._listener.settings.write_idle_s
+            self._write_timer = self._loop.call_later(timeout_s, self._writing_overdue)
+
+    def _stop_write_clock(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _writing_overdue(self) -> None:
+        self._write_timer = None
+        if self.transport is None:
+            return
+        is_event_reader = self._payload_parser is not None
+        if is_event_reader or self.transport.get_write_buffer_size() < self._untaken_bytes:
+            self._start_write_clock()
+        else:
+            self.transport.abort()
 
     def _headers_overdue(self) -> None:
         self._header_timer = None

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -12,10 +12,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from pds.app import RunningServer, accept_clock, running_server
+from pds.app import Options, RunningServer, accept_clock, running_server
+from pds.app.foundation import lay_foundation
+from pds.app.wiring import build_services
 from pds.cli.dev import dev_config
-from pds.config import Config
-from pds.errors import ConfigError
+from pds.config import Config, load_config
+from pds.errors import ConfigError, RequestError
+from pds.protocol.syntax import parse_did
+from pds.services.passwords import Passwords
 from pds.store.events import get_event_page
 from tests.scenarios.conftest import bound_socket
 
@@ -30,8 +34,10 @@ class SmallRelay:
         self.is_silent = False
         self.clock_ahead_s = 0
         self.url = ""
+        self.asked: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
         if self.is_silent:
             await asyncio.sleep(60)
         date = formatdate(time.time() + self.clock_ahead_s, usegmt=True)
@@ -74,6 +80,7 @@ def _write(txn) -> None:  # type: ignore[no-untyped-def]
 
 
 async def test_numbers_continue_above_what_a_relay_has_seen(tmp_path: Path) -> None:
+    """SYNC-13: the database is new, as after a loss, and the relay remembers."""
     async with small_relay() as relay:
         relay.seq = time.time_ns() // 1000 + HOUR_US
         async with server_with(tmp_path, relay) as server:
@@ -156,3 +163,71 @@ async def test_everything_below_xrpc_is_refused_in_json(tmp_path: Path) -> None:
             async with http.request(verb, f"/xrpc/{path}") as answer:
                 assert answer.status == 400
                 assert (await answer.json())["error"] == "InvalidRequest"
+
+
+async def test_a_replica_of_the_directory_answers_questions(tmp_path: Path) -> None:
+    """ID-60: reads go to the replica, everything that decides to the directory."""
+    did = parse_did("did:plc:ewvi7nxzyoun6zhxrhs64oiz")
+    async with small_relay() as replica:
+        sock = bound_socket()
+        config = dev_config(tmp_path, port=sock.getsockname()[1], plc_port=9)
+        config = replace(config, identity=replace(config.identity, plc_read_url=replica.url))
+        async with running_server(config, sock=sock) as server:
+            with pytest.raises(RequestError, match="Unable to resolve DID"):
+                await server.services.identity.resolve_did(did)
+        assert f"/{did}" in replica.asked
+        assert config.identity.plc_url != replica.url
+
+
+async def test_metrics_are_served_on_a_port_of_their_own(tmp_path: Path) -> None:
+    sock, spare = bound_socket(), bound_socket()
+    port = spare.getsockname()[1]
+    spare.close()
+    config = dev_config(tmp_path, port=sock.getsockname()[1], plc_port=9)
+    config = replace(config, listener=replace(config.listener, metrics_port=port))
+    async with running_server(config, sock=sock) as server, aiohttp.ClientSession() as http:
+        async with http.get(f"{server.url}/xrpc/com.atproto.server.describeServer"):
+            pass
+        async with http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert answer.content_type == "text/plain"
+            text = await answer.text()
+        assert 'pds_requests_total{method="com.atproto.server.describeServer",status="200"}' in text
+        for url in (f"{server.url}/metrics", f"http://127.0.0.1:{port}/"):
+            async with http.get(url) as answer:
+                assert answer.status == 404
+
+
+@pytest.mark.parametrize(("setting", "refused"), [("true", 1), ("false", 0)])
+async def test_the_limits_on_signing_in_can_be_lifted(
+    tmp_path: Path, setting: str, refused: int
+) -> None:
+    """PDS_RATE_LIMITS_ENABLED, as in the reference: 30 attempts in 5 minutes."""
+    sock = bound_socket()
+    config = dev_config(tmp_path, port=sock.getsockname()[1], plc_port=9)
+    limits = load_config({"PDS_RATE_LIMITS_ENABLED": setting}).limits
+    attempt = {"identifier": "nobody.test", "password": "wrong"}
+    async with (
+        running_server(replace(config, limits=limits), sock=sock) as server,
+        aiohttp.ClientSession() as http,
+    ):
+        url = f"{server.url}/xrpc/com.atproto.server.createSession"
+
+        async def sign_in() -> int:
+            async with http.post(url, json=attempt) as answer:
+                return answer.status
+
+        statuses = await asyncio.gather(*(sign_in() for _ in range(31)))
+    assert statuses.count(429) == refused
+    assert statuses.count(401) == 31 - refused
+
+
+async def test_calls_for_users_cannot_take_the_connections_of_look_ups(tmp_path: Path) -> None:
+    config = dev_config(tmp_path, port=1, plc_port=9)
+    async with AsyncExitStack() as stack:
+        base = await lay_foundation(config, stack)
+        clients = {base.trusted, base.guarded, base.proxy_trusted, base.proxy_guarded}
+        assert len(clients) == 4
+        passwords = Passwords()
+        stack.callback(passwords.close)
+        proxy = build_services(base, passwords, Options()).proxy
+        assert (proxy._trusted, proxy._guarded) == (base.proxy_trusted, base.proxy_guarded)

@@ -270,6 +270,25 @@ async def test_closing_ends_running_lookups_with_an_error(world: World) -> None:
         await waiting
 
 
+async def test_answers_count_with_what_they_take_once_parsed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's document of nothing but brackets is twenty times as large in memory."""
+    counted: list[int] = []
+
+    def put(self: AnswerCache[object], subject: str, value: object, size: int, at: float) -> None:
+        counted.append(size)
+
+    monkeypatch.setattr(AnswerCache, "put", put)
+    did = parse_did(f"did:web:localhost%3A{world.web.port}")
+    for more in ("x" * 20_000, [[]] * 20_000):
+        page = json.dumps({"id": did, "more": more}, separators=(",", ":")).encode()
+        world.web.set_page("localhost", "/.well-known/did.json", page)
+        await world.resolver().resolve_did(did)
+    assert counted[0] < 30_000
+    assert 1_000_000 < counted[1] < 3_000_000
+
+
 def test_the_memory_is_bounded_by_entries_and_bytes() -> None:
     cache: AnswerCache[str] = AnswerCache(CacheTimes(), max_entries=3, max_bytes=2000)
     for name in ("a", "b", "c"):

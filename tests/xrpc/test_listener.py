@@ -164,3 +164,27 @@ async def test_an_ipv6_network_is_one_address_and_an_embedded_ipv4_is_itself() -
     assert listener.admit("203.0.113.2")
     listener.forget("2001:db8::1")
     assert listener.admit("2001:db8::3")
+
+
+async def test_a_client_that_takes_nothing_is_cut_off() -> None:
+    """Promise B1 for plain answers: who does not read holds nothing for long."""
+    async with running_server(write_idle_s=0.1) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(ECHO.replace(b"echo?word=a", b"endless") + b"\r\n")
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if server.finished:
+                break
+        assert [entry.error for entry in server.finished] == ["ClientGone"]
+        writer.close()
+
+
+async def test_a_client_that_reads_slowly_is_served() -> None:
+    async with running_server(write_idle_s=0.1) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(ECHO.replace(b"echo?word=a", b"endless") + b"\r\n")
+        for _ in range(10):
+            assert len(await reader.readexactly(2_000_000)) == 2_000_000
+            await asyncio.sleep(0.04)
+        assert not server.finished
+        writer.close()
