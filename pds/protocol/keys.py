@@ -102,7 +102,8 @@ class PublicKey:
 
         Anything but 64 bytes (DER among them) and, unless `allow_high_s`, an `s` in the upper half
         of the group order is refused. Only JWTs may be high-S (XRPC-47); repos and PLC operations
-        never (DM-51, DM-55).
+        never (DM-51, DM-55). One message has many valid signatures, so they are never compared
+        (DM-54).
         """
         return _verify(self.curve, self._verify_digest, signature, message, allow_high_s)
 

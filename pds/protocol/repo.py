@@ -107,8 +107,11 @@ class Write:
 class CommitPlan:
     """An unsigned commit: what to store, what to delete, what to announce.
 
-    `proof_nodes` are all nodes that travel with the commit, new ones first, root first;
-    `tree_nodes` are the new ones decoded, for a `NodeCache`.
+    `new_nodes` are in the new tree and were not in the old one (REPO-61). `proof_nodes` are all
+    nodes that travel with the commit, new ones first, root first, then those that inversion reads
+    (REPO-63). `record_blocks` hold what was created or updated, whatever was there before
+    (REPO-62), and nothing that is no longer in the repo (REPO-64). `tree_nodes` are the new nodes
+    decoded, for a `NodeCache`.
     """
 
     did: Did

@@ -167,6 +167,9 @@ class AccountJournal:
     ) -> tuple[Account, Session | None]:
         """Make the account and forget the row, in one transaction.
 
+        The directory has the operation by now, so the events that go out with the account name an
+        identity that resolves (SYNC-43).
+
         Raises: RequestError when handle, address or invite were taken meanwhile.
         """
         now_us = self._clock.now_us()

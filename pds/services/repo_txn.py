@@ -3,7 +3,8 @@
 These are plain functions for jobs of `Engine.transact`. A commit changes the head, the tree nodes,
 the record index, the backlinks and the blob references, and adds its event, all in the caller's
 transaction: there is no second step that could be lost (promise A1). The previous head is read in
-the same transaction, so two writers can never build on the same commit.
+the same transaction, so two writers can never build on the same commit, and the events of one
+account come in the order of its commits (SYNC-44).
 
 Signing happens in here too. It takes about 25 us and must come after the rev is known.
 """
@@ -287,7 +288,7 @@ def emit_identity(txn: Txn, aid: int, did: Did, handle: Handle | str | None) -> 
 
 
 def emit_account(txn: Txn, aid: int, did: Did, *, active: bool, status: str | None) -> None:
-    """Add an `#account` event; an inactive account says why (SYNC-35).
+    """Add an `#account` event; an inactive account says why (SYNC-35, SYNC-81).
 
     Raises: ProtocolError when `active` and `status` do not fit: a mistake of the caller.
     """

@@ -1,8 +1,9 @@
 """Record rows: the content of repos by path, and who likes or follows what.
 
-Owns the tables `record` and `backlink`. A record is keyed by its path ("collection/rkey") in byte
-order, which is also the order of the tree, so an ordered scan meets records as a walk of the tree
-does. `rev` is the rev of the commit that wrote the record last.
+Owns the tables `record` and `backlink`. A record is keyed by its repo and its path
+("collection/rkey"), which names one record only (REPO-12), in byte order. That is also the order of
+the tree, so an ordered scan meets records as a walk of the tree does. `rev` is the rev of the
+commit that wrote the record last.
 
 `backlink` remembers the subject of likes, reposts, follows and blocks, so that a second one for the
 same subject can replace the first (XRPC-95).

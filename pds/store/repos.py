@@ -77,7 +77,10 @@ class AccountRepo:
 
 
 def _account_repo(txn: Txn, row: Sequence[Any]) -> AccountRepo:
-    """Join by hand: two look-ups by key cost a quarter of one statement with a JOIN."""
+    """Join by hand: two look-ups by key cost a quarter of one statement with a JOIN.
+
+    The status is what this host decided, whatever others say of the account (SYNC-81).
+    """
     aid, did, handle, key_id, takedown_ref, suspended_at, deactivated_at, repo_id = row
     if takedown_ref is not None:
         status = AccountStatus.TAKENDOWN

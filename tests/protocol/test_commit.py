@@ -1,9 +1,13 @@
 """The version 3 commit (REPO-1, REPO-2, REPO-5)."""
 
+from dataclasses import replace
 from typing import Any
 
 import cbor2
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +17,8 @@ from pds.protocol.commit import InvalidCommit, decode_commit, sign_commit, verif
 from pds.protocol.keys import Curve, generate_secret, make_signer
 from pds.protocol.syntax import parse_did, parse_tid
 
+SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+SECP256R1_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 DID = parse_did("did:plc:ewvi7nxzyoun6zhxrhs64oiz")
 REV = parse_tid("3jzfcijpj2z2a")
 ROOT = Cid.of_data(b"\xa2aL\xf6ae\x80")
@@ -43,6 +49,22 @@ def test_a_signed_commit_decodes_and_verifies(curve: Curve) -> None:
     assert decode_commit(signed.block) == signed.commit
     assert verify_commit(signed.commit, signer.public_key)
     assert not verify_commit(signed.commit, (P256 if curve == "k256" else K256).public_key)
+
+
+@pytest.mark.parametrize("curve", ["k256", "p256"])
+def test_another_valid_signature_of_the_same_commit_verifies_as_well(curve: Curve) -> None:
+    """DM-54: signers that draw random numbers make other bytes each time, and all are valid."""
+    secret = generate_secret(curve, b"c" * 32)
+    signer = make_signer(curve, secret)
+    signed = sign_commit(signer, did=DID, data=ROOT, rev=REV).commit
+    unsigned = {"did": DID, "version": 3, "data": ROOT, "rev": REV, "prev": None}
+    group = ec.SECP256K1() if curve == "k256" else ec.SECP256R1()
+    order = SECP256K1_ORDER if curve == "k256" else SECP256R1_ORDER
+    key = ec.derive_private_key(int.from_bytes(secret, "big"), group)
+    r, s = decode_dss_signature(key.sign(encode(unsigned), ec.ECDSA(hashes.SHA256())))
+    other = r.to_bytes(32, "big") + min(s, order - s).to_bytes(32, "big")
+    assert other != signed.sig
+    assert verify_commit(replace(signed, sig=other), signer.public_key)
 
 
 def test_the_signed_bytes_equal_an_independent_construction() -> None:

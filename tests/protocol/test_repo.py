@@ -1,5 +1,7 @@
 """Planning and finishing commits, and what a strict relay says to them."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,6 +222,28 @@ def test_swaps_that_fit_pass():
     current = Cid.of_data(record(0))
     plan = repo.plan(put(PATHS[0], 1, swap=current), delete(PATHS[0], swap=Cid.of_data(record(1))))
     assert [op.action for op in plan.ops] == ["delete"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exactly_the_nodes_that_were_not_there_before_are_new_and_all_travel(seed):
+    """REPO-61, REPO-64: held against both trees built from scratch."""
+    rng = random.Random(seed)
+    repo = Repo()
+    for _ in range(10):
+        paths = rng.sample(PATHS, 6)
+        held = [path for path in paths[:3] if path in repo.records]
+        before = dict(repo.records)
+        finished = repo.write(
+            *(put(path, rng.randrange(10_000)) for path in paths[3:]), *map(delete, held)
+        )
+        old = reference.build({path.encode(): cid for path, cid in before.items()})[1]
+        new = reference.build({path.encode(): cid for path, cid in repo.records.items()})[1]
+        assert finished.plan.new_nodes.keys() == new.keys() - old.keys()
+        assert finished.plan.removed_nodes == old.keys() - new.keys()
+        sent = read_car(finished.car)[1]
+        assert new.keys() - old.keys() <= sent.keys()
+        assert not sent.keys() & (old.keys() - new.keys())
+        assert not sent.keys() & (set(before.values()) - set(repo.records.values()))
 
 
 def test_a_record_block_always_travels_with_its_operation():

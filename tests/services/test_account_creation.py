@@ -228,9 +228,10 @@ async def test_invite_code_is_ignored_where_none_is_needed(host: CreationHost) -
 async def test_directory_that_does_not_answer_leaves_nothing_in_the_end(
     host: CreationHost, mood: Mood
 ) -> None:
-    """ACC-11: 502, and the same sign-up succeeds once the directory is back."""
+    """ACC-11, SYNC-43: 502 and no event, and the same sign-up succeeds once it is back."""
     host.plc.mood = mood
     assert await refusal(host.accounts.create(host.request())) == ("UpstreamFailure", 502)
+    assert await host.frames() == []
     assert await host.count("account") == 0
     host.plc.mood = Mood.KIND
     view = await host.accounts.create(host.request())

@@ -219,6 +219,7 @@ async def test_taken_down_blob_cannot_be_uploaded_again(host):
 
 
 async def test_upload_of_what_a_record_waits_for_is_permanent_at_once(host):
+    """XRPC-86: until then the blob is listed as missing, and the record is served all the same."""
     await hold(host, "a", await upload(host, b"late"))
     await forget_row(host, b"late")
     found, cursor = await host.blobs.list_missing(host.aids[ALICE])
@@ -226,6 +227,7 @@ async def test_upload_of_what_a_record_waits_for_is_permanent_at_once(host):
         (f"at://{ALICE}/{STRANGE}/a", Cid.of_raw(b"late"))
     ]
     assert cursor is None
+    assert str(Cid.of_raw(b"late")).encode() in await host.repos.get_record(ALICE, STRANGE, "a")
     await upload(host, b"late")
     assert await fetch(host, b"late") == b"late"
     assert await host.blobs.list_missing(host.aids[ALICE]) == ([], None)

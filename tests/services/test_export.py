@@ -14,6 +14,7 @@ from pds.protocol.cid import Cid
 from pds.protocol.repo_verify import StreamedBlocks, verify_record_proof, verify_repo
 from pds.services.principal import ADMIN
 from pds.services.records_prepare import RecordWrite
+from pds.services.repo_txn import emit_account
 from pds.services.spool import ReaderGone, Spool, SpoolBudget, SpoolFull, SpoolSettings
 from pds.store.accounts import AccountStatus
 from tests.services.repo_host import ALICE, BOB, RepoHost, repo_host
@@ -175,6 +176,21 @@ async def test_the_status_is_told_in_every_state(host):
     await host.update_account(deactivated_at=1)
     found = await host.exports.status(ALICE)
     assert (found.active, found.status, found.rev) == (False, AccountStatus.DEACTIVATED, None)
+
+
+async def test_the_status_is_ours_alone(host):
+    """SYNC-81: neither the owner's consent nor what the DID document says comes into it."""
+    host.documents.by_did.clear()
+    await host.update_account(takedown_ref="case 1", deactivated_at=1)
+    found = await host.exports.status(ALICE)
+    assert (found.active, found.status) == (False, AccountStatus.TAKENDOWN)
+    aid, hidden = host.aids[ALICE], ("takendown", False)
+    await host.engine.transact(
+        "test.announce",
+        lambda txn: emit_account(txn, aid, ALICE, active=False, status=found.status.value),
+    )
+    announced = host.frames()[-1].payload
+    assert (announced["status"], announced["active"]) == hidden
 
 
 async def test_all_repos_are_listed_in_order_of_creation(host):

@@ -12,7 +12,7 @@ from pds.errors import Corrupt, NotResolvable, RequestError
 from pds.protocol.cid import Cid
 from pds.protocol.mst.tree import NodeCache
 from pds.protocol.repo import UNSET
-from pds.protocol.tid import decode_tid
+from pds.protocol.tid import decode_tid, encode_tid
 from pds.services.principal import ADMIN
 from pds.services.records_prepare import RecordWrite, prepare_writes
 from pds.services.repo_txn import Moment, commit_writes, emit_account, restate_head
@@ -178,6 +178,22 @@ async def test_results_come_in_the_order_of_the_writes(host):
     )
     assert [rkey_of(result, at) for at in range(3)] == ["b", "old", "a"]
     assert [outcome.cid is None for outcome in result.outcomes] == [False, True, False]
+
+
+async def test_one_record_key_may_stand_in_many_collections_and_in_each_once(host):
+    """REPO-12, DM-62: the key, also a TID of another century, says nothing of its own."""
+    future = encode_tid(4_000_000_000_000_000, 1)
+    collections = [STRANGE, STRANGE + "x", STRANGE + ".y", "com.example.a"]
+    writes = [RecordWrite("create", name, future, {"in": name}) for name in collections]
+    result = await write(host, *writes)
+    assert result.rev < future
+    stored = await host.verify_stored()
+    assert sorted(stored) == sorted(f"{name}/{future}" for name in collections)
+    for asked in writes:
+        assert (await refused(host, asked)).name == "InvalidRequest"
+    await host.add_account(BOB, "bob.test")
+    await host.repos.write(host.aids[BOB], writes)
+    assert len(await host.verify_stored(BOB)) == 4
 
 
 async def test_creating_an_existing_record_is_refused(host):
