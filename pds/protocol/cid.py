@@ -24,7 +24,6 @@ MAX_CID_BYTES: Final = 100
 _DAG_CBOR_PREFIX: Final = bytes([1, DAG_CBOR, SHA_256, 32])
 _RAW_PREFIX: Final = bytes([1, RAW, SHA_256, 32])
 
-
 _BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _LETTER_PAIRS: Final = tuple(high + low for high in _BASE32 for low in _BASE32)
 _PAIR_SHIFTS: Final = tuple(range(280, -1, -10))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pds.errors import ProtocolError
-from pds.protocol.cbor import CborError, Data, decode, encode
+from pds.protocol.cbor import CborError, Data, decode, encode, encode_trusted
 from pds.protocol.cid import Cid
 from pds.protocol.keys import PublicKey, Signer
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_did, parse_tid
@@ -55,9 +55,9 @@ def sign_commit(signer: Signer, *, did: Did, data: Cid, rev: Tid) -> SignedCommi
     Spec: repository#commit-objects (REPO-1, REPO-2)
     """
     fields = _unsigned_fields(did, data, rev, None)
-    sig = signer.sign(encode(fields))
+    sig = signer.sign(encode_trusted(fields))
     fields["sig"] = sig
-    block = encode(fields)
+    block = encode_trusted(fields)
     return SignedCommit(Commit(did, data, rev, sig), Cid.of_data(block), block)
 
 

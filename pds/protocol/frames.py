@@ -174,7 +174,7 @@ def _named(key: str, name: str, message: str | None) -> dict[str, cbor.Data]:
 
 
 def _frame(header: bytes, payload: dict[str, cbor.Data]) -> bytes:
-    frame = header + cbor.encode(payload)
+    frame = header + cbor.encode_trusted(payload)
     if len(frame) > MAX_FRAME_BYTES:
         raise FrameError("frame too large")
     return frame

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from pds.errors import RemoteError, RequestError
-from pds.protocol.cbor import decode_json
+from pds.protocol.cbor import decode_json, link_text
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json, dump_json
 from pds.protocol.diddoc import DidDocument
@@ -370,7 +370,7 @@ def _read_record(
 def _view(did: Did, record: Record) -> Json:
     return {
         "uri": f"at://{did}/{record.path}",
-        "cid": str(record.cid),
+        "cid": link_text(record.cid),
         "value": decode_json(record.block),
     }
 

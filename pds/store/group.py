@@ -1,10 +1,10 @@
 """Group commit: several jobs, one COMMIT, numbers last.
 
-A group runs in two phases. First the bodies of the jobs that wait, each in a savepoint, so that a
-failing job takes nothing with it; their accounts are locked before, all at once and in order, where
-other writers exist. Then, for all jobs that survived: one allocation of sequence
-numbers, the frames built with them, one insert of the events, COMMIT. Nothing else happens while
-the sequence is held, and a failed job's events are dropped before any number is taken.
+A group runs in two phases. First the bodies of the jobs that wait, each in a savepoint where there
+are several, so that a failing job takes nothing with it; their accounts are locked before, all at
+once and in order, where other writers exist. Then, for all jobs that survived: one allocation of
+sequence numbers, the frames built with them, one insert of the events, COMMIT. Nothing else happens
+while the sequence is held, and a failed job's events are dropped before any number is taken.
 
 Failure is judged by the transaction, not by the exception: a full disk or an I/O error may have
 rolled all of it back. If it ended, nobody is answered and each job is run again alone, so that the
@@ -327,7 +327,7 @@ class GroupRunner:
         deadline = time.monotonic() + MAX_GROUP_S
         for number, job in enumerate(jobs, start=1):
             started.append(job)
-            is_alive = self._run_body(job)
+            is_alive = self._run_body(job, shares=len(jobs) > 1)
             if not is_alive or time.monotonic() >= deadline:
                 for later in reversed(jobs[number:]):
                     source.give_back(later)
@@ -336,17 +336,22 @@ class GroupRunner:
                 break
         return self._finish(started, now_us)
 
-    def _run_body(self, job: Job) -> bool:
-        """Run one job in a savepoint; False when the transaction is gone."""
+    def _run_body(self, job: Job, *, shares: bool) -> bool:
+        """Run one job; False when the transaction is gone, or must go with a failed job.
+
+        A job that shares its transaction runs in a savepoint.
+        """
         connection = self._connection
         txn = WriterTxn(connection, job, self._check, keep_log=self._keep_log)
         began = time.perf_counter()
         try:
-            connection.savepoint()
+            if shares:
+                connection.savepoint()
             job.result = job.fn(txn, *job.args)
             if txn.doom is not None:
                 raise txn.doom
-            connection.release_savepoint()
+            if shares:
+                connection.release_savepoint()
         except BaseException as error:  # whatever it is, it is the job's answer
             job.error = error
             job.result = None
@@ -355,7 +360,7 @@ class GroupRunner:
             job.events.clear()
             job.hooks.clear()
             job.statements.clear()
-            if not connection.in_transaction:
+            if not shares or not connection.in_transaction:
                 return False
             try:
                 connection.undo_savepoint()

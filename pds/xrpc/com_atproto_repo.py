@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from pds.errors import ProtocolError, RequestError
+from pds.protocol.cbor import link_text
 from pds.protocol.cid import Cid, parse_cid
 from pds.protocol.data import Json
 from pds.protocol.repo import UNSET, Action, Unset
@@ -185,13 +186,13 @@ def _swap_record(body: dict[str, Any]) -> Cid | Unset | None:
 def _commit(result: WriteResult) -> dict[str, Json]:
     if result.commit is None:
         return {}
-    return {"commit": {"cid": str(result.commit), "rev": result.rev}}
+    return {"commit": {"cid": link_text(result.commit), "rev": result.rev}}
 
 
 def _outcome(outcome: WriteOutcome) -> dict[str, Json]:
     if outcome.cid is None:
         return {}
-    answer: dict[str, Json] = {"uri": outcome.uri, "cid": str(outcome.cid)}
+    answer: dict[str, Json] = {"uri": outcome.uri, "cid": link_text(outcome.cid)}
     if outcome.validation_status is not None:
         answer["validationStatus"] = outcome.validation_status
     return answer

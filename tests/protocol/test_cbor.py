@@ -3,6 +3,7 @@
 Spec: DM-1, DM-2, DM-4, DM-5, DM-10, DM-11, DM-12, DM-13, DM-14.
 """
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -342,11 +343,35 @@ def test_trusted_and_json_decoding_still_notice_damage() -> None:
         cbor.decode_trusted(content + b"\x00")
 
 
+@given(st.binary(min_size=32, max_size=32), st.sampled_from([Cid.of_data, Cid.of_raw]))
+def test_the_short_way_writes_the_text_of_a_cid(
+    content: bytes, make: Callable[[bytes], Cid]
+) -> None:
+    cid = make(content)
+    expected = "b" + base64.b32encode(cid).decode().lower().rstrip("=")
+    assert cbor.link_text(cid) == str(cid) == expected
+
+
+def test_a_cid_of_another_hash_has_its_text_too() -> None:
+    cid = decode_cid(bytes([1, 0x55, 0x00, 2, 7, 8]))
+    assert cbor.link_text(cid) == str(cid)
+
+
+@given(st.binary(max_size=3_000))
+def test_trusted_content_is_encoded_to_the_same_bytes(content: bytes) -> None:
+    value: Data = {"blocks": content, "commit": Cid.of_data(content), "ops": [{"path": "a/b"}]}
+    assert cbor.encode_trusted(value) == cbor.encode_python(value)
+    with pytest.raises(CborError):
+        cbor.encode_trusted({"half": "\ud800"})
+
+
 def test_without_the_accelerator_everything_works_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     value: Data = {"a": [1, "text", LINK, b"bytes", None, True], "bb": {"c": -5}}
     content = cbor.encode(value)
     monkeypatch.setattr(cbor, "_accelerator", None)
     assert cbor.encode(value) == content
+    assert cbor.encode_trusted(value) == content
+    assert cbor.link_text(LINK) == str(LINK)
     assert cbor.decode(content) == value
     assert cbor.decode_trusted(content) == value
     assert cbor.decode_prefix(content + b"x") == (value, len(content))
