@@ -365,6 +365,12 @@ def test_trusted_content_is_encoded_to_the_same_bytes(content: bytes) -> None:
         cbor.encode_trusted({"half": "\ud800"})
 
 
+def test_keys_that_json_reserves_are_shown_as_they_are() -> None:
+    values: list[Data] = [{"$link": None}, {"a": {"$bytes": 5}}]
+    for value in values:
+        assert cbor.decode_json(cbor.encode(value)) == value
+
+
 def test_without_the_accelerator_everything_works_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     value: Data = {"a": [1, "text", LINK, b"bytes", None, True], "bb": {"c": -5}}
     content = cbor.encode(value)
