@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import aiohttp
 import pytest
 
 from pds.errors import ConfigError
+from pds.protocol.data import parse_json
 from pds.xrpc.server import Auth, MethodTable, XrpcServer
 from tests.xrpc.support_server import RunningServer, echo, running_server
 
@@ -139,6 +141,26 @@ async def test_json_bodies_are_checked(http: aiohttp.ClientSession) -> None:
     for body, headers in bad:
         async with http.post("test.method.take", data=body, headers=headers) as answer:
             assert await error_of(answer) == (400, "InvalidRequest"), body[:40]
+
+
+async def test_large_json_is_parsed_beside_the_event_loop(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 MB of small values takes 100 ms, which nobody else shall wait for (promise B5)."""
+    threads: list[threading.Thread] = []
+
+    def parse(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return parse_json(body)
+
+    monkeypatch.setattr("pds.xrpc.server.parse_json", parse)
+    for text in ("small", "x" * 70_000):
+        async with http.post("test.method.take", json={"text": text}) as answer:
+            assert await answer.json() == {"text": text}
+    async with http.post("test.method.take", json={"text": "x" * 70_000, "more": 1.5}) as answer:
+        assert await error_of(answer) == (400, "InvalidRequest")
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False, False]
 
 
 async def test_a_body_where_none_is_expected_is_refused(

@@ -85,16 +85,18 @@ class ForeignNodes:
 
 @final
 class NodeCache:
-    """Decoded nodes by CID in two generations, at most `capacity` nodes in all.
+    """Decoded nodes by CID in two generations, bounded in number and in memory.
 
     A hit in the old generation moves the node to the young one; a full young generation becomes the
     old one. Every step is one dictionary operation, so threads may share a cache without a lock: at
-    worst a node is decoded twice.
+    worst a node is decoded twice, or a generation ends a little early or late.
     """
 
-    def __init__(self, capacity: int = 65_536) -> None:
+    def __init__(self, capacity: int = 65_536, *, max_bytes: int = 128_000_000) -> None:
         self._half = max(1, capacity // 2)
+        self._half_bytes = max_bytes // 2
         self._young: dict[Cid, Node] = {}
+        self._young_bytes = 0
         self._old: dict[Cid, Node] = {}
 
     def find(self, cid: Cid) -> Node | None:
@@ -109,10 +111,14 @@ class NodeCache:
     def add(self, node: Node) -> None:
         """Remember `node`."""
         young = self._young
+        if node.cid in young:
+            return
         young[node.cid] = node
-        if len(young) >= self._half:
+        self._young_bytes += _memory_of(node)
+        if len(young) >= self._half or self._young_bytes >= self._half_bytes:
             self._old = young
             self._young = {}
+            self._young_bytes = 0
 
     def over(self, blocks: BlockSource) -> "CachedNodes":
         """Return a source that answers from this cache, else from `blocks` (our own store)."""
@@ -120,6 +126,12 @@ class NodeCache:
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
+
+
+def _memory_of(node: Node) -> int:
+    """Return about how many bytes a decoded node takes: 1.5 KB usually, more for long keys."""
+    keys = node.keys
+    return 400 + len(node.block) + 180 * len(keys) + sum(map(len, keys))
 
 
 @final
@@ -512,4 +524,4 @@ class _Level:
 
 
 DEFAULT_CACHE_NODES: Final = 65_536
-"""Nodes kept by default: 30 to 60 MB, the working paths of some thousand active repos."""
+"""Nodes kept by default: about 90 MB, the working paths of some thousand active repos."""

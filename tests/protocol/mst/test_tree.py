@@ -1,6 +1,8 @@
 """Editing, walking and building trees: always the tree of the definition."""
 
 import json
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,26 @@ def test_the_cache_is_bounded_and_keeps_what_is_used():
         nodes.node(root)
         assert len(cache) <= 20
     assert reads.count(root) == 1
+
+
+def test_the_cache_is_bounded_in_bytes_whatever_the_keys():
+    """Long record keys must not make the memory of all repos many times larger."""
+
+    def memory(node):
+        parts = (node, node.block, node.cid, node.keys, node.values, node.children)
+        inner = (*node.keys, *node.values, *filter(None, node.children))
+        return sum(map(sys.getsizeof, (*parts, *inner)))
+
+    rng = random.Random(1)
+    for size in (13, 512):
+        keys = {b"com.example.r/" + rng.randbytes(size // 2).hex().encode() for _ in range(3000)}
+        cache = NodeCache(max_bytes=1_000_000)
+        built = list(build_tree((key, VALUES[0]) for key in sorted(keys)))
+        for node in (*built, *built[-1:] * 10_000):
+            cache.add(node)
+        held = [node for node in built if cache.find(node.cid) is not None]
+        assert 250_000 < sum(map(memory, held)) < 1_300_000
+        assert built[-1] in held
 
 
 def test_a_damaged_stored_node_is_never_used():
