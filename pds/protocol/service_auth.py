@@ -8,7 +8,7 @@ Order of use by a verifier: `parse_service_token`, `check_service_token` (everyt
 network), then resolve the issuer's key and `verify_service_signature`; if that fails, once more
 with a freshly resolved key. Only after that is the replay id of the token to be recorded.
 
-Spec: xrpc#inter-service-authentication-jwt (XRPC-40..XRPC-44, XRPC-47)
+Spec: xrpc#inter-service-authentication-jwt (XRPC-40..XRPC-44, XRPC-47, NEW-30)
 """
 
 import hashlib

@@ -200,7 +200,10 @@ class AccountCreation:
         return await self._welcome(account, session, did_doc)
 
     async def _draft(self, claim: Claim, password: str, recovery_key: str | None) -> Draft:
-        """Check what is cheap to check, then make the keys and the genesis operation."""
+        """Check what is cheap to check, then make the keys and the genesis operation.
+
+        The signing key is new and the account's own; it never signs operations (ID-66).
+        """
         await self._journal.settle_handle(claim.handle)
         await self._engine.read("account.check", check_claim, claim)
         password_hash = await self._passwords.hash(password)
@@ -240,6 +243,7 @@ class AccountCreation:
     # A DID that exists
 
     async def _create_for(self, claim: Claim, did: Did, password: str) -> SessionView:
+        """Make the place for an identity that points elsewhere, and still may (ACC-1, ACC-21)."""
         existing = await self._engine.read("account.existing", get_account_by_did, did)
         if existing is not None:
             return await self._resume(existing, password)

@@ -51,6 +51,8 @@ def repo_not_found(did: str) -> RequestError:
 def check_may_write(account: HostedAccount) -> None:
     """Let only active accounts write; asked inside the transaction of the write.
 
+    A deactivated one may do everything else that concerns itself (ACC-5).
+
     Raises: RequestError `AccountTakedown` or `AccountDeactivated`, 401. Spec: XRPC-24, SYNC-32
     """
     match account.status:

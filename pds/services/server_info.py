@@ -51,7 +51,7 @@ class ServerInfo:
         return self.settings.service_did
 
     def describe(self) -> Json:
-        """The answer of com.atproto.server.describeServer (XRPC-88, ACC-1)."""
+        """The answer of com.atproto.server.describeServer (XRPC-88)."""
         return self._description
 
     def did_document(self) -> Json:

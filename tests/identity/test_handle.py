@@ -76,11 +76,13 @@ async def test_two_different_dids_in_dns_are_a_failure_whatever_the_page_says(
     "body", [f"{DID}", f"{DID}\n", f" \r\n{DID} \r\n", f"{DID}\nanother line\n"]
 )
 async def test_the_first_line_of_the_page_is_trimmed(world: World, body: str) -> None:
+    """ID-11."""
     world.web.set_handle(ALICE, body.encode())
     assert await world.handle_resolver().resolve(ALICE) == DID
 
 
 async def test_redirects_are_followed_a_few_times(world: World) -> None:
+    """ID-11."""
     there = f"http://www.example.com:{world.web.port}/did"
     world.web.set_handle(ALICE, Page(b"", 301, {"Location": there}))
     world.web.set_page("www.example.com", "/did", DID.encode())
@@ -103,6 +105,7 @@ async def test_redirects_are_followed_a_few_times(world: World) -> None:
     ids=["missing", "forbidden", "html", "empty", "binary", "large"],
 )
 async def test_a_page_without_a_did_is_a_definite_no(world: World, page: Page) -> None:
+    """ID-11: not 2xx, no DID, or more than the cap."""
     world.web.set_handle(ALICE, page)
     with pytest.raises(HandleNotFound):
         await world.handle_resolver().resolve(ALICE)

@@ -55,6 +55,7 @@ def test_a_usual_document_is_read() -> None:
 
 @pytest.mark.parametrize("content", [None, [], "x", {}, {"id": "did:plc:other"}, {"id": 5}])
 def test_a_document_of_another_did_is_refused(content: object) -> None:
+    """ID-30."""
     with pytest.raises(InvalidDidDocument):
         parse_did_document(content, DID)
 
@@ -68,6 +69,7 @@ def test_the_first_valid_at_alias_is_the_claimed_handle() -> None:
 
 @pytest.mark.parametrize("prefix", ["", DID])
 def test_relative_and_absolute_ids_are_accepted(prefix: str) -> None:
+    """ID-31, ID-32, ID-33."""
     doc = document(
         verificationMethod=[{**METHOD, "id": f"{prefix}#atproto"}],
         service=[{**SERVICE, "id": f"{prefix}#atproto_pds"}],
@@ -82,6 +84,7 @@ def test_ids_of_another_did_are_ignored(other: object) -> None:
 
 
 def test_unknown_and_malformed_entries_are_ignored_and_the_first_match_counts() -> None:
+    """ID-31, ID-32, ID-33."""
     second = {**METHOD, "publicKeyMultibase": OTHER.multibase}
     label = {**second, "id": "#atproto_label"}
     doc = document(
@@ -96,6 +99,7 @@ def test_unknown_and_malformed_entries_are_ignored_and_the_first_match_counts() 
 
 
 def test_keys_of_another_controller_or_type_or_form_are_not_used() -> None:
+    """ID-31."""
     for change in (
         {"controller": "did:plc:other"},
         {"type": "Ed25519VerificationKey2020"},
@@ -115,6 +119,7 @@ def test_legacy_key_types_are_read() -> None:
 
 
 def test_the_pds_needs_its_type_and_a_plain_origin() -> None:
+    """ID-32."""
     assert document(service=[{**SERVICE, "type": "Other"}]).pds_endpoint is None
     assert document(service=[]).pds_endpoint is None
     assert document(service=[{**SERVICE, "serviceEndpoint": "ftp://x"}]).pds_endpoint is None
@@ -147,6 +152,7 @@ def test_an_endpoint_is_scheme_host_and_port(url: str, origin: str | None) -> No
 
 
 def test_our_own_document_can_be_read_back() -> None:
+    """ID-34."""
     did = parse_did("did:web:pds.example.com")
     pds = ("AtprotoPersonalDataServer", "https://pds.example.com")
     content = render_web_document(did, services={"atproto_pds": pds})
@@ -159,11 +165,20 @@ def test_our_own_document_can_be_read_back() -> None:
     ]
     assert "verificationMethod" not in content
     assert parse_did_document(content, did).pds_endpoint == "https://pds.example.com"
-    full = render_web_document(
-        did, services={}, keys={"atproto": KEY}, also_known_as=("at://a.example",)
+
+
+def test_the_document_that_a_did_web_user_is_to_publish_says_all_that_is_needed() -> None:
+    """ID-41: we never edit it, so it must be right as it is shown."""
+    did = parse_did("did:web:alice.example.com")
+    shown = render_web_document(
+        did,
+        services={"atproto_pds": ("AtprotoPersonalDataServer", "https://pds.example.com")},
+        keys={"atproto": KEY},
+        also_known_as=("at://alice.example.com",),
     )
-    doc = parse_did_document(full, did)
-    assert (doc.signing_key, doc.handle) == (KEY, "a.example")
+    doc = parse_did_document(shown, did)
+    assert (doc.signing_key, doc.handle) == (KEY, "alice.example.com")
+    assert doc.pds_endpoint == "https://pds.example.com"
 
 
 JSON = st.recursive(

@@ -63,6 +63,7 @@ def independent_did(fields: dict[str, Any]) -> str:
 
 
 def test_a_genesis_operation_equals_an_independent_construction() -> None:
+    """ID-50, ID-52, ID-53, ID-65."""
     operation = genesis()
     fields = operation.to_json()
     assert fields == {
@@ -88,6 +89,7 @@ def test_a_genesis_operation_equals_an_independent_construction() -> None:
 
 @pytest.mark.parametrize("case", VECTORS["operations"], ids=lambda case: case["comment"])
 def test_own_vectors_of_operations(case: dict[str, Any]) -> None:
+    """ID-53; legacy operations state what they would today (ID-54)."""
     operation = parse_operation(case["operation"])
     assert operation.cid == case["cid"] == independent_cid(case["operation"])
     assert find_signer(operation, case["rotationKeys"]) == case["signer"]
@@ -101,12 +103,14 @@ def test_own_vectors_of_operations(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", VECTORS["malformed"], ids=lambda case: case["comment"])
 def test_own_vectors_of_malformed_operations_are_refused(case: dict[str, Any]) -> None:
+    """ID-51."""
     with pytest.raises(PlcError):
         parse_operation(case["operation"])
 
 
 @pytest.mark.parametrize("case", VECTORS["badly_signed"], ids=lambda case: case["comment"])
 def test_own_vectors_of_bad_signatures_are_refused(case: dict[str, Any]) -> None:
+    """ID-52: padding, left-over bits, high S."""
     operation = parse_operation(case["operation"])
     with pytest.raises(PlcError):
         find_signer(operation, case["rotationKeys"])
@@ -114,6 +118,7 @@ def test_own_vectors_of_bad_signatures_are_refused(case: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("case", VECTORS["over_limits"], ids=lambda case: case["comment"])
 def test_own_vectors_over_a_limit_are_refused_when_new(case: dict[str, Any]) -> None:
+    """ID-58, ID-59."""
     operation = parse_operation(case["operation"])
     with pytest.raises(PlcError):
         check_limits(operation)
@@ -154,6 +159,7 @@ def test_a_handle_update_replaces_the_first_at_alias_only() -> None:
 
 
 def test_nothing_follows_a_tombstone() -> None:
+    """ID-56."""
     end = sign_operation(make_tombstone(genesis()), ROTATION)
     assert end.is_tombstone
     for make in (make_tombstone, make_update, lambda last: make_handle_update(last, ALICE)):
@@ -193,6 +199,7 @@ def test_an_operation_cannot_be_changed_through_its_json() -> None:
 
 
 def test_signatures_of_either_curve_are_found_and_foreign_ones_are_not() -> None:
+    """ID-58: rotation keys are K-256 or P-256."""
     keys = genesis().to_json()["rotationKeys"]
     update = make_update(genesis(), also_known_as=["at://b.example.com"])
     assert find_signer(sign_operation(update, RECOVERY), keys) == 0
@@ -205,6 +212,7 @@ def test_signatures_of_either_curve_are_found_and_foreign_ones_are_not() -> None
 
 
 def test_verification_methods_may_be_any_did_key() -> None:
+    """ID-58."""
     ed25519 = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
     update = make_update(
         genesis(),

@@ -100,6 +100,7 @@ def test_a_chain_of_updates_is_accepted_and_its_audit_log_verifies() -> None:
 
 
 def test_genesis_must_make_the_did_and_be_signed_by_its_own_key() -> None:
+    """ID-55."""
     fields = first().to_json()
     other = Did("did:plc:" + "a" * 24)
     with pytest.raises(PlcError):
@@ -115,6 +116,7 @@ def test_genesis_must_make_the_did_and_be_signed_by_its_own_key() -> None:
 
 
 def test_an_update_needs_a_key_of_the_operation_before_it() -> None:
+    """ID-56."""
     history = History()
     with pytest.raises(PlcError):
         history.add(STRANGER, "x")
@@ -126,6 +128,7 @@ def test_an_update_needs_a_key_of_the_operation_before_it() -> None:
 
 
 def test_an_unknown_or_absent_prev_is_refused() -> None:
+    """ID-56."""
     history = History()
     unknown = sign_operation(make_update(first(), also_known_as=["at://b.example.com"]), KEYS[0])
     with pytest.raises(PlcError):
@@ -135,6 +138,7 @@ def test_an_unknown_or_absent_prev_is_refused() -> None:
 
 
 def test_a_higher_key_recovers_from_a_lower_one_within_72_hours() -> None:
+    """ID-57."""
     history = History()
     bad = history.add(KEYS[2], "bad")
     history.add(KEYS[2], "worse")
@@ -150,6 +154,7 @@ def test_a_higher_key_recovers_from_a_lower_one_within_72_hours() -> None:
 
 
 def test_recovery_after_72_hours_is_refused() -> None:
+    """ID-57."""
     history = History()
     history.add(KEYS[2], "bad")
     with pytest.raises(PlcError):
@@ -159,6 +164,7 @@ def test_recovery_after_72_hours_is_refused() -> None:
 
 @pytest.mark.parametrize(("bad", "good"), [(1, 1), (1, 2), (0, 0), (0, 2)])
 def test_an_equal_or_lower_key_cannot_fork(bad: int, good: int) -> None:
+    """ID-57."""
     history = History()
     history.add(KEYS[bad], "bad")
     with pytest.raises(PlcError):
@@ -177,6 +183,7 @@ def test_a_recovery_can_itself_be_overruled_by_a_higher_key() -> None:
 
 
 def test_a_tombstone_ends_the_identity_and_can_be_undone_by_recovery() -> None:
+    """ID-56, ID-57."""
     history = History()
     history.submit(sign_operation(make_tombstone(first()), KEYS[2]))
     assert history.log.is_tombstoned
@@ -193,6 +200,7 @@ def test_a_tombstone_ends_the_identity_and_can_be_undone_by_recovery() -> None:
 
 
 def test_times_must_increase() -> None:
+    """ID-57."""
     history = History()
     for wait_us in (0, -1):
         with pytest.raises(PlcError):

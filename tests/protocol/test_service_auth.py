@@ -117,6 +117,7 @@ def test_a_service_may_demand_a_shorter_life() -> None:
 
 
 def test_the_audience_is_one_of_ours_literally() -> None:
+    """XRPC-41, NEW-30: with and without the service are two audiences."""
     bare = "did:web:pds.example.com"
     assert refusal(forge({**CLAIMS, "aud": bare})) == "BadJwtAudience"
     assert refusal(forge(CLAIMS), audiences=(bare,)) == "BadJwtAudience"
@@ -124,6 +125,7 @@ def test_the_audience_is_one_of_ours_literally() -> None:
 
 
 def test_the_method_is_required_and_must_be_the_called_one() -> None:
+    """XRPC-43, NEW-30."""
     for lxm in (None, "com.atproto.server.createaccount", "com.atproto.repo.uploadBlob"):
         assert refusal(forge({**CLAIMS, "lxm": lxm})) == "BadJwtLexiconMethod"
 
@@ -170,6 +172,7 @@ def test_malformed_tokens_are_bad_jwt(claims: dict[str, Any], header: dict[str, 
 
 
 def test_the_key_id_defaults_to_the_signing_key_and_others_need_permission() -> None:
+    """XRPC-42, NEW-30."""
     labeler = forge(CLAIMS, {"kid": "#atproto_label"})
     assert refusal(labeler) == "BadJwtIss"
     parsed = parse_service_token(labeler)

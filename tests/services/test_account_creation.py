@@ -15,7 +15,12 @@ from pds.protocol.syntax import Did
 from pds.services.invites import Invites
 from pds.services.mail import Mail
 from pds.services.principal import Principal, PrincipalKind
-from pds.store.accounts import AccountStatus, get_account_by_did, update_takedown
+from pds.store.accounts import (
+    AccountStatus,
+    get_account_by_did,
+    update_deactivation,
+    update_takedown,
+)
 from tests.fakes.plc import Mood
 from tests.services.creation_host import (
     OPERATOR_KEY,
@@ -50,7 +55,7 @@ async def assert_untouched(host: CreationHost) -> None:
 
 
 async def test_new_account_has_identity_key_repo_session_and_mail(host: CreationHost) -> None:
-    """ACC-11, ACC-13, ID-65."""
+    """ACC-11, ACC-13, ID-65; the key of repos is none of those that change the identity (ID-66)."""
     view = await host.accounts.create(host.request())
     assert (view.handle, view.email, view.is_active) == ("alice.pds.test", "alice@mail.test", True)
     assert view.tokens is not None
@@ -337,6 +342,23 @@ async def test_brought_did_starts_deactivated_without_events(host: CreationHost)
     assert await host.count("journal") == 0
     [(did_key,)] = await host.rows("SELECT did_key FROM signing_key")
     assert did_key != MOVER_KEY.did_key
+
+
+async def test_where_an_identity_points_is_not_its_state_here(host: CreationHost) -> None:
+    """ACC-1: deactivated or active here, while the document names another host."""
+    publish(host)
+    elsewhere = {"type": "AtprotoPersonalDataServer", "serviceEndpoint": "https://old.example"}
+    host.resolver.documents[MOVER]["service"] = [{"id": "#atproto_pds", **elsewhere}]
+    view = await host.accounts.create(host.request(did=MOVER), service())
+    assert view.status is AccountStatus.DEACTIVATED
+    account = await host.accounts.lookup(MOVER)
+    assert account is not None
+    await host.engine.transact(
+        "test",
+        lambda txn: update_deactivation(txn, account.aid, deactivated_at=None, delete_after=None),
+    )
+    host.restart()
+    assert (await host.sessions.login(MOVER, PASSWORD)).status is AccountStatus.ACTIVE
 
 
 async def test_repeated_call_gets_the_same_account_if_it_knows_the_password(
