@@ -322,13 +322,14 @@ class XrpcServer:
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             return await self._run_fallback(name, request, trace)
-        is_head = request.method == "HEAD" and endpoint.verb == "GET"
+        is_subscription = endpoint.method.kind == "subscription"
+        is_head = request.method == "HEAD" and endpoint.verb == "GET" and not is_subscription
         if endpoint.verb != request.method and not is_head:
             trace.method = name
             refusal = invalid_request(
                 f"Incorrect HTTP method ({request.method}) expected {endpoint.verb}"
             )
-            if endpoint.method.kind == "subscription":  # SYNC-4
+            if is_subscription:  # SYNC-4
                 refusal.status, refusal.headers["Allow"] = 405, "GET"
             raise refusal
         return await self._run(endpoint, request, trace)

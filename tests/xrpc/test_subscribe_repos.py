@@ -286,6 +286,16 @@ async def test_bad_handshakes_get_a_json_error(
     writer.close()
 
 
+async def test_head_is_not_upgraded(host: Host) -> None:
+    """SYNC-4: 405 for everything but GET."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
+    writer.write(handshake().replace(b"GET", b"HEAD", 1))
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert int(head.split()[1]) == 405
+    assert host.firehose.reader_count == 0
+    writer.close()
+
+
 async def test_one_reader_too_many_gets_429_with_retry_after(
     tmp_path: Path, client: aiohttp.ClientSession
 ) -> None:
