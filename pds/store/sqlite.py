@@ -117,6 +117,17 @@ def translate(error: Exception) -> StoreError:
     return StoreError(f"{type(error).__name__}: {error}")
 
 
+def _create_private(path: Path) -> None:
+    """Make a missing database file that only its owner reads: it holds hashes and addresses.
+
+    The log and its index get the mode of the database. Raises Unavailable.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+
+
 class SqliteConnection(ReadConnection):
     """A connection for reading, and what the writing one shares with it."""
 
@@ -126,6 +137,7 @@ class SqliteConnection(ReadConnection):
         flags = apsw.SQLITE_OPEN_READONLY
         if writable:
             flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+            _create_private(path)
         try:
             self._raw = apsw.Connection(str(path), flags=flags, statementcachesize=STATEMENT_CACHE)
             self._raw.set_busy_timeout(BUSY_TIMEOUT_MS)

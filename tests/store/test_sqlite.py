@@ -97,6 +97,18 @@ async def test_the_file_has_the_settings_that_cannot_be_changed_later(
     connection.close()
 
 
+async def test_only_the_owner_reads_the_file_and_its_log(backend: SqliteBackend) -> None:
+    engine = make_engine(backend)
+    await engine.start()
+    try:
+        await engine.transact("put", put, "a")
+        files = list(backend.path.parent.glob("pds.sqlite*"))
+        assert len(files) == 3
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    finally:
+        await engine.close()
+
+
 async def test_closing_leaves_one_file_without_a_log(backend: SqliteBackend) -> None:
     engine = make_engine(backend)
     await engine.start()
