@@ -41,8 +41,8 @@ from pds.store.records import (
     Record,
     get_record,
     list_collections,
+    list_record_sizes,
     list_records,
-    measure_page,
 )
 from pds.store.repos import AccountRepo, find_account_repo, get_account_repo
 
@@ -377,7 +377,7 @@ def _view(did: Did, record: Record) -> Json:
 
 def _read_page(txn: Txn, page: _Page, principal: Principal | None) -> bytes:
     account, repo_id = _find(txn, page.repo, principal)
-    sizes = measure_page(
+    sizes = list_record_sizes(
         txn,
         repo_id,
         page.collection,

@@ -69,7 +69,7 @@ def list_records(
     return [Record(path, Cid(cid), block) for path, cid, block in rows]
 
 
-def measure_page(
+def list_record_sizes(
     txn: Txn, repo_id: int, collection: str, *, cursor: str | None, limit: int, reverse: bool
 ) -> list[int]:
     """Return the sizes in bytes of the records that `list_records` would return."""
