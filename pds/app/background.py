@@ -11,6 +11,7 @@ from pds.errors import RemoteError, StoreError, Unavailable
 from pds.log import get_logger
 from pds.net.xrpc_client import XrpcClient
 from pds.services import Services
+from pds.services.blobs import Blobs
 from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
 from pds.store.clock import get_accepted_us
@@ -20,6 +21,10 @@ US_PER_S: Final = 1_000_000
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 DAY_US: Final = DAY_S * US_PER_S
+SCRUB_PERIOD_S: Final = 7 * DAY_S
+SCRUB_FIRST_AFTER_S: Final = 6 * HOUR_S
+SCRUB_PAUSE_S: Final = 0.05
+"""Between two blobs, so that reading all of them disturbs nobody."""
 ASK_TIMEOUT_S: Final = 3.0
 RETRY_S: Final = 0.5
 START_PATIENCE_S: Final = 0.5
@@ -45,6 +50,14 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
             group.create_task(_every(300, "blobs.collect", services.blobs.collect)),
             group.create_task(
                 _every(DAY_S, "blobs.orphans", services.blobs.sweep_orphans, first_after_s=HOUR_S)
+            ),
+            group.create_task(
+                _every(
+                    SCRUB_PERIOD_S,
+                    "blobs.scrub",
+                    partial(_scrub, services.blobs),
+                    first_after_s=SCRUB_FIRST_AFTER_S,
+                )
             ),
             group.create_task(_every(60, "repos.garbage", partial(_delete_old_repos, base))),
             group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
@@ -117,6 +130,15 @@ async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
             _log.warning("relay.seq_raised", relay=relay, seq=seq)
         except Unavailable:  # The clock is in doubt, so nothing else gets a number either.
             await asyncio.sleep(RETRY_S)
+
+
+async def _scrub(blobs: Blobs) -> None:
+    """Read all blobs, slowly: what is damaged is logged, and refused from then on (promise A7)."""
+    found = dict.fromkeys((True, False), 0)
+    async for _, is_sound in blobs.scrub():
+        found[is_sound] += 1
+        await asyncio.sleep(SCRUB_PAUSE_S)
+    _log.info("blobs.scrubbed", sound=found[True], damaged=found[False])
 
 
 async def _delete_old_repos(base: Foundation) -> None:

@@ -19,6 +19,9 @@ from pds.xrpc.errors import invalid_request, payload_too_large
 DECODED_CHUNK_BYTES: Final = 256 * 1024
 """Largest piece that one call of a decompressor may yield: a bomb never becomes one big string."""
 MAX_GZIP_MEMBERS: Final = 1000
+READ_PATIENCE: Final = 2
+"""A body that is read whole must be here after this many times the longest pause: without anything
+to prove, one byte a minute would hold a connection for weeks."""
 REFUSED_BODY_DRAIN_BYTES: Final = 1024 * 1024
 REFUSED_BODY_DRAIN_S: Final = 1.0
 
@@ -64,7 +67,13 @@ class BodyReader:
             if self._limit is not None and len(body) > self._limit:
                 raise payload_too_large(self._limit)
             return body
-        return b"".join([chunk async for chunk in self])
+        try:
+            async with asyncio.timeout(self._idle_s * READ_PATIENCE):
+                return b"".join([chunk async for chunk in self])
+        except TimeoutError:
+            raise RequestError(
+                "RequestTimeout", "The request body arrived too slowly", 408
+            ) from None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         limit = self._limit

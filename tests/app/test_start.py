@@ -15,6 +15,8 @@ from aiohttp import web
 from pds.app import Options, RunningServer, accept_clock, running_server
 from pds.app.foundation import lay_foundation
 from pds.app.wiring import build_services
+from pds.blobstore.base import BlobKey
+from pds.blobstore.disk import DiskBlobStore
 from pds.cli.dev import dev_config
 from pds.config import Config, load_config
 from pds.errors import ConfigError, RequestError
@@ -231,3 +233,31 @@ async def test_calls_for_users_cannot_take_the_connections_of_look_ups(tmp_path:
         stack.callback(passwords.close)
         proxy = build_services(base, passwords, Options()).proxy
         assert (proxy._trusted, proxy._guarded) == (base.proxy_trusted, base.proxy_guarded)
+
+
+async def test_damaged_blobs_are_found_without_being_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise A7, for blobs too large to be checked at each read."""
+    sock = bound_socket()
+    config = dev_config(tmp_path, port=sock.getsockname()[1], plc_port=9)
+    store = DiskBlobStore(config.blob_location)
+    await store.start()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+
+    async with store.stage(content()) as staged:
+        key = BlobKey(1, staged.cid)
+        await staged.store(key.aid)
+    await store.close()
+    [file] = [path for path in config.blob_location.rglob("*") if path.stat().st_size == 1000]
+    file.chmod(0o600)
+    file.write_bytes(b"y" * 1000)
+    monkeypatch.setattr("pds.app.background.SCRUB_FIRST_AFTER_S", 0.0)
+    async with running_server(config, sock=sock) as server:
+        for _ in range(100):
+            if key in server.services.blobs._damaged:
+                break
+            await asyncio.sleep(0.05)
+        assert server.services.blobs._damaged == {key}

@@ -160,3 +160,21 @@ async def test_missing_bodies_and_types_are_refused() -> None:
         url = f"{server.url}/xrpc/test.method.importCar"
         async with http.post(url, data=b"x", headers={"Content-Type": "image/png"}) as answer:
             assert answer.status == 400
+
+
+async def test_a_body_that_trickles_in_is_given_up() -> None:
+    """Promise B3: each pause is short enough, all of them together are not."""
+    async with running_server(limits=RequestLimits(body_idle_s=0.3)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /xrpc/test.method.take HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+        )
+        answer = asyncio.ensure_future(reader.read())
+        for _ in range(40):
+            writer.write(b" ")
+            await asyncio.sleep(0.1)
+            if answer.done():
+                break
+        assert (await asyncio.wait_for(answer, 5)).startswith(b"HTTP/1.1 408")
+        writer.close()
