@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final, NamedTuple
 
 from pds.errors import Corrupt, RequestError
@@ -31,6 +32,7 @@ from pds.store.records import (
     find_record_block,
     get_record,
     get_record_with_rev,
+    measure_page,
     measure_records,
     page_records,
 )
@@ -46,8 +48,8 @@ from pds.store.repos import (
 
 MAX_BLOCKS: Final = 1000
 """Most blocks of one getBlocks call."""
-_PREFETCH_LEVELS: Final = 4
-_PREFETCH_NODES: Final = 512
+_PREFETCH_LEVELS: Final = 5
+_PREFETCH_NODES: Final = 1024
 _SMALL_REPO_NODES: Final = 3000
 _PAGE_RECORDS: Final = 512
 _PAGE_BYTES: Final = 1_000_000
@@ -295,6 +297,7 @@ def _write_repo(
     account, repo = _find(txn, did, principal)
     output.add(encode_car_header((repo.head.commit,)))
     output.block(repo.head.commit, repo.commit_block)
+    output.flush()  # The client has its first bytes while the first nodes are read.
     try:
         if since is None:
             _write_all(txn, repo, output)
@@ -306,7 +309,7 @@ def _write_repo(
 
 def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
     """Write the whole tree in streamable order, records taken from one ordered scan (REPO-43)."""
-    records = _scan_records(txn, repo.repo_id)
+    records = chain.from_iterable(_scan_records(txn, repo.repo_id))
     nodes = _NodeReader(txn, repo.repo_id)
     if repo.node_count <= _SMALL_REPO_NODES:
         nodes.read_all()
@@ -320,9 +323,9 @@ def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
             _rev, block, links = nodes.take(cid)
             stack += links
         else:
-            path, found, block = next(records, ("", b"", b""))
+            found, block = next(records, (b"", b""))
             if cid != found:
-                raise Corrupt(f"record index and tree of {repo.head.did} differ at {path}")
+                raise Corrupt(f"record index and tree of {repo.head.did} differ")
         # Written out for the usual lengths: this loop runs for every block of every export.
         length = BLESSED_CID_BYTES + len(block)
         if 127 < length < 16_384:
@@ -417,21 +420,28 @@ class _NodeReader:
             frontier = below
 
 
-def _scan_records(txn: Txn, repo_id: int) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield all records in path order, about `_PAGE_BYTES` in memory at a time."""
+def _scan_records(txn: Txn, repo_id: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield pages of `(cid, block)` of all records in path order, of about `_PAGE_BYTES` each."""
     after = ""
     while True:
-        sizes = measure_records(txn, repo_id, after=after, limit=_PAGE_RECORDS)
-        if not sizes:
+        last, total = measure_page(txn, repo_id, after=after, limit=_PAGE_RECORDS)
+        if last is None:
             return
-        total, last = 0, sizes[0][0]
-        for path, size in sizes:
-            total += size
-            if total > _PAGE_BYTES and path != last:
-                break
-            last = path
-        yield from page_records(txn, repo_id, after=after, last=last)
+        if total > _PAGE_BYTES:
+            last = _end_of_page(measure_records(txn, repo_id, after=after, limit=_PAGE_RECORDS))
+        yield page_records(txn, repo_id, after=after, last=last)
         after = last
+
+
+def _end_of_page(sizes: Sequence[tuple[str, int]]) -> str:
+    """Return the path up to which records fit into a page: at least the first."""
+    total, last = 0, sizes[0][0]
+    for path, size in sizes:
+        total += size
+        if total > _PAGE_BYTES and path != last:
+            break
+        last = path
+    return last
 
 
 def _write_blocks(

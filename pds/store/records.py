@@ -112,15 +112,25 @@ def list_collections(txn: Txn, repo_id: int) -> list[str]:
         after = collection + _AFTER_SLASH
 
 
-def page_records(
-    txn: Txn, repo_id: int, *, after: str, last: str
-) -> list[tuple[str, bytes, bytes]]:
-    """Return `(path, cid, block)` of the records behind `after` up to `last`, in path order."""
+def page_records(txn: Txn, repo_id: int, *, after: str, last: str) -> list[tuple[bytes, bytes]]:
+    """Return `(cid, block)` of the records behind `after` up to `last`, in path order."""
     return txn.read(
-        "SELECT path, cid, bytes FROM record WHERE repo_id = ? AND path > ? AND path <= ?"
-        " ORDER BY path",
+        "SELECT cid, bytes FROM record WHERE repo_id = ? AND path > ? AND path <= ? ORDER BY path",
         (repo_id, after, last),
     )
+
+
+def measure_page(txn: Txn, repo_id: int, *, after: str, limit: int) -> tuple[str | None, int]:
+    """Return the last path and the size in bytes of the next `limit` records behind `after`.
+
+    The path is None when there are no more.
+    """
+    row = txn.read_one(
+        "SELECT max(path), sum(size) FROM (SELECT path, length(bytes) AS size FROM record"
+        " WHERE repo_id = ? AND path > ? ORDER BY path LIMIT ?) AS page",
+        (repo_id, after, limit),
+    )
+    return (None, 0) if row is None or row[0] is None else (row[0], row[1])
 
 
 def measure_records(txn: Txn, repo_id: int, *, after: str, limit: int) -> list[tuple[str, int]]:

@@ -21,6 +21,7 @@ from pds.store.records import (
     get_record,
     insert_backlinks,
     list_collections,
+    measure_page,
     measure_records,
     page_records,
     upsert_records,
@@ -216,7 +217,11 @@ async def test_records_are_scanned_in_path_order_within_bounds(engine):
         sizes = measure_records(txn, repo_id, after="com.example.r/00009", limit=5)
         assert [path[-2:] for path, _size in sizes] == ["10", "11", "12", "13", "14"]
         page = page_records(txn, repo_id, after="com.example.r/00009", last=sizes[-1][0])
-        assert [(path, len(block)) for path, _cid, block in page] == sizes
+        assert [len(block) for _cid, block in page] == [size for _path, size in sizes]
+        assert [cid for cid, _block in page] == [Cid.of_data(block) for _cid, block in page]
+        measured = measure_page(txn, repo_id, after="com.example.r/00009", limit=5)
+        assert measured == (sizes[-1][0], sum(size for _path, size in sizes))
+        assert measure_page(txn, repo_id, after="z", limit=5) == (None, 0)
         block = cbor.encode({"n": 7})
         assert find_record_block(txn, repo_id, Cid.of_data(block)) == block
         assert find_record_block(txn, repo_id, Cid.of_data(b"x")) is None
