@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SPECS = ROOT / "docs" / "specs.md"
 CITED = re.compile(r"\b(?:DM|REPO|SYNC|XRPC|ID|LEX|ACC|NEW|OAUTH)-\d+\b")
 DEFINED = re.compile(r"^\| ([A-Z]+-\d+) \| ([MSRB-]) \|", re.MULTILINE)
+PROMISES = ROOT / "docs" / "explain" / "promises.md"
+PROMISE = re.compile(r"[Pp]romises? ([A-D]\d+)\b")
 HEADING = re.compile(r"^- `([a-z-]+#[a-z0-9-]+)`$", re.MULTILINE)
 SPEC_LINE = re.compile(r"Spec: ([^\n\"]*)")
 CITED_HEADING = re.compile(r"[a-z-]+#[a-z0-9-]+")
@@ -28,6 +30,18 @@ def unknown_headings() -> list[tuple[str, str]]:
                 if heading not in listed:
                     found.append((heading, str(path.relative_to(ROOT))))
     return found
+
+
+def unknown_promises() -> list[tuple[str, str]]:
+    """Return (promise, file) of each cited promise that is not listed."""
+    listed = set(re.findall(r"^\| ([A-D]\d+) \|", PROMISES.read_text(), re.MULTILINE))
+    return [
+        (promise, str(path.relative_to(ROOT)))
+        for folder in ("pds", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for promise in PROMISE.findall(path.read_text())
+        if promise not in listed
+    ]
 
 
 def citations(folder: str) -> dict[str, list[str]]:
@@ -51,6 +65,9 @@ def main(arguments: list[str]) -> int:
     headings = unknown_headings()
     for heading, path in headings:
         print(f"{path} names the heading {heading}, which docs/specs.md does not list")
+    promises = unknown_promises()
+    for promise, path in promises:
+        print(f"{path} cites promise {promise}, which docs/explain/promises.md does not list")
     mandatory = [rule for rule, level in levels.items() if level == "M"]
     without_code = [rule for rule in mandatory if rule not in code]
     without_test = [rule for rule in mandatory if rule not in tests]
@@ -63,7 +80,7 @@ def main(arguments: list[str]) -> int:
     if "--list" in arguments:
         print("No code:", " ".join(without_code) or "none")
         print("No test:", " ".join(without_test) or "none")
-    return 1 if unknown or headings else 0
+    return 1 if unknown or headings or promises else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Start: database, keys, clock, identity, services, then the port. The clock and the relays are asked
 over the network, so the port opens after half a second even if they are silent; until the clock is
-believed, writes answer 503 (DESIGN 4, Clock).
+believed, writes answer 503 (promise A9).
 
 Stop: no new connections, firehose readers are told, requests in progress finish, background work
 ends, then the database closes. Whatever was answered is on disk before it was answered.

@@ -119,7 +119,7 @@ async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
     """Continue above the number that a relay has seen, once the clock can tell if it may be.
 
     A database that was restored from an old copy on a machine whose clock is behind would
-    otherwise hand out numbers that relays have passed (DESIGN 1.2, SYNC-13).
+    otherwise hand out numbers that relays have passed (promise A2, SYNC-13).
     """
     while seq > base.engine.last_seq:
         try:

@@ -19,17 +19,13 @@ from pds.errors import ProtocolError
 from pds.protocol.car import encode_car
 from pds.protocol.cid import Cid
 from pds.protocol.commit import SignedCommit, sign_commit
-from pds.protocol.frames import RepoOp
+from pds.protocol.frames import MAX_COMMIT_CAR_BYTES, MAX_COMMIT_OPS, RepoOp
 from pds.protocol.keys import Signer
 from pds.protocol.mst.node import EMPTY_NODE, Node
 from pds.protocol.mst.proof import Change, covering_proof
 from pds.protocol.mst.tree import NodeSource, TreeEditor
 from pds.protocol.syntax import Did, Tid
 
-MAX_OPS: Final = 200
-"""Most operations of one commit (REPO-80)."""
-MAX_COMMIT_BLOCKS_BYTES: Final = 2_000_000
-"""Largest CAR of one commit, header and CIDs included (REPO-80, REPO-81)."""
 MAX_RECORD_BLOCK_BYTES: Final = 1_000_000
 """Largest record block (REPO-80)."""
 
@@ -284,18 +280,18 @@ def finish_commit(plan: CommitPlan, signer: Signer) -> FinishedCommit:
 
     Raises: CommitTooLarge, before anything was stored. Spec: REPO-80, REPO-81
     """
-    if len(plan.ops) > MAX_OPS:
-        raise CommitTooLarge(f"a commit has at most {MAX_OPS} operations")
+    if len(plan.ops) > MAX_COMMIT_OPS:
+        raise CommitTooLarge(f"a commit has at most {MAX_COMMIT_OPS} operations")
     for block in plan.record_blocks.values():
         if len(block) > MAX_RECORD_BLOCK_BYTES:
             raise CommitTooLarge(f"a record has at most {MAX_RECORD_BLOCK_BYTES} bytes")
-    if _total(plan.proof_nodes) + _total(plan.record_blocks) > MAX_COMMIT_BLOCKS_BYTES:
-        raise CommitTooLarge(f"a commit has at most {MAX_COMMIT_BLOCKS_BYTES} bytes")
+    if _total(plan.proof_nodes) + _total(plan.record_blocks) > MAX_COMMIT_CAR_BYTES:
+        raise CommitTooLarge(f"a commit has at most {MAX_COMMIT_CAR_BYTES} bytes")
     signed = sign_commit(signer, did=plan.did, data=plan.data, rev=plan.rev)
     blocks = [(signed.cid, signed.block), *plan.proof_nodes.items(), *plan.record_blocks.items()]
     car = encode_car((signed.cid,), blocks)
-    if len(car) > MAX_COMMIT_BLOCKS_BYTES:
-        raise CommitTooLarge(f"a commit has at most {MAX_COMMIT_BLOCKS_BYTES} bytes")
+    if len(car) > MAX_COMMIT_CAR_BYTES:
+        raise CommitTooLarge(f"a commit has at most {MAX_COMMIT_CAR_BYTES} bytes")
     return FinishedCommit(plan, signed, car)
 
 

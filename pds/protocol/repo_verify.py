@@ -20,18 +20,13 @@ from pds.protocol.car import read_car
 from pds.protocol.cbor import CborError, Data, decode
 from pds.protocol.cid import Cid
 from pds.protocol.commit import Commit, decode_commit, verify_commit
-from pds.protocol.frames import RepoOp
+from pds.protocol.frames import MAX_COMMIT_CAR_BYTES, MAX_COMMIT_OPS, RepoOp
 from pds.protocol.keys import PublicKey
 from pds.protocol.mst.diff import walk_verified
 from pds.protocol.mst.node import MAX_DEPTH, Node
 from pds.protocol.mst.proof import Change, check_path, invert_changes
 from pds.protocol.mst.tree import BlockSource, ForeignNodes, MissingBlock
-from pds.protocol.repo import (
-    MAX_COMMIT_BLOCKS_BYTES,
-    MAX_OPS,
-    MAX_RECORD_BLOCK_BYTES,
-    Head,
-)
+from pds.protocol.repo import MAX_RECORD_BLOCK_BYTES, Head
 from pds.protocol.syntax import Did, Tid, parse_record_path
 
 
@@ -211,7 +206,7 @@ def check_ops(ops: Sequence[RepoOp]) -> None:
 
     Raises: InvalidRepo. Spec: REPO-66, REPO-67
     """
-    if len(ops) > MAX_OPS:
+    if len(ops) > MAX_COMMIT_OPS:
         raise InvalidRepo("too many operations")
     if len({op.path for op in ops}) != len(ops):
         raise InvalidRepo("two operations on one path")
@@ -257,7 +252,7 @@ def verify_commit_event(
     cid = payload.get("commit")
     if not isinstance(car, bytes) or not isinstance(cid, Cid):
         raise InvalidRepo("event has no blocks or no commit")
-    if len(car) > MAX_COMMIT_BLOCKS_BYTES:
+    if len(car) > MAX_COMMIT_CAR_BYTES:
         raise InvalidRepo("blocks are over the limit")
     if payload.get("tooBig") is not False or payload.get("rebase") is not False:
         raise InvalidRepo("tooBig and rebase must be false")

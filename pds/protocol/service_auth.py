@@ -1,4 +1,4 @@
-"""Service auth: short-lived tokens by which one account speaks to one service for one method.
+"""Service tokens, their form, signature and checks: one account speaks to one service.
 
 The issuer is an account's DID; the token is signed with that account's signing key, found in its
 DID document. The audience is a service DID, nowadays with a fragment (`did:web:host#atproto_pds`):

@@ -1,4 +1,4 @@
-"""The journal of account creation: from the first row to the settled act.
+"""What becomes of a half-made account: the journal of creation, settled after any crash.
 
 `reserve` writes the row, `publish` sends the operation, `complete` makes the account, `take_back`
 undoes what was published. `settle` decides about a row that nobody works on, by asking the

@@ -1,4 +1,4 @@
-"""The rows of a new account, all made in one transaction.
+"""The rows and the first events of a new account, all made in one transaction.
 
 `check_claim` asks whether handle, address and invite code are still free; it runs when an account
 is first asked for and again in the transaction that makes it. `AccountRows.insert` makes account,

@@ -19,6 +19,7 @@ from pds.protocol.cbor import decode_json, link_text
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json, dump_json
 from pds.protocol.diddoc import DidDocument
+from pds.protocol.frames import MAX_COMMIT_OPS
 from pds.protocol.lexicon.catalog import Catalog
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, NodeCache, TreeLimit
 from pds.protocol.repo import CommitTooLarge, RecordExists, RecordMissing, SwapMismatch
@@ -46,8 +47,8 @@ from pds.store.records import (
 )
 from pds.store.repos import AccountRepo, find_account_repo, get_account_repo
 
-MAX_WRITES: Final = 200
-"""Most writes of one batch (XRPC-95)."""
+MAX_WRITES: Final = MAX_COMMIT_OPS
+"""Most writes of one batch: as many as fit one commit if each changes something (XRPC-95)."""
 PAGE_BYTES: Final = 4_000_000
 """Size of records beyond which a page ends early: one of large records would fill 100 MB."""
 LIGHT_WEIGHT: Final = 2000

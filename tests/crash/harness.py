@@ -2,7 +2,7 @@
 
 Shown after every restart: each acknowledged write is there with its event, no event is without its
 commit, seq strictly increases over all lives of the server, every repository verifies, and nothing
-that a live subscriber had received is missing or changed (DESIGN 1, PROMISES A1-A4).
+that a live subscriber had received is missing or changed (promises A1 to A4).
 """
 
 import asyncio

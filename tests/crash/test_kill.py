@@ -7,7 +7,7 @@ from tests.fakes.plc import running_plc
 from tests.support_process import ServerProcess
 
 START_LIMIT_S = 10
-"""PROMISES A4: back after SIGKILL without an operator."""
+"""Promise A4: back after SIGKILL without an operator."""
 
 
 async def test_killed_server_keeps_every_acknowledged_write(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every decoder of bytes against nasty input: only ProtocolError, bounded time and memory.
 
-A megabyte may cost at most 64 MB more and one second (PROMISES C.1). Time is the process's own CPU
+A megabyte may cost at most 64 MB more and one second (promise C1). Time is the process's own CPU
 time, so that a busy machine does not fail the test.
 """
 

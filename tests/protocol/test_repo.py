@@ -10,12 +10,16 @@ from pds.protocol import cbor
 from pds.protocol.car import encode_car, read_car
 from pds.protocol.cid import Cid
 from pds.protocol.commit import decode_commit, verify_commit
-from pds.protocol.frames import RepoOp, decode_frame, encode_commit_frame
+from pds.protocol.frames import (
+    MAX_COMMIT_CAR_BYTES,
+    RepoOp,
+    decode_frame,
+    encode_commit_frame,
+)
 from pds.protocol.keys import make_signer
 from pds.protocol.mst.node import EMPTY_NODE, MAX_ENTRIES, decode_node
 from pds.protocol.mst.tree import MissingBlock, TreeLimit, build_tree
 from pds.protocol.repo import (
-    MAX_COMMIT_BLOCKS_BYTES,
     CommitTooLarge,
     Head,
     RecordExists,
@@ -275,7 +279,7 @@ def test_a_commit_that_no_relay_accepts_is_never_finished():
     with pytest.raises(CommitTooLarge):
         finish_commit(repo.plan(*(large(number, 690_000) for number in range(3))), SIGNER)
     tight = [large(number, 666_470) for number in range(3)]
-    assert sum(len(write.block) for write in tight) < MAX_COMMIT_BLOCKS_BYTES
+    assert sum(len(write.block) for write in tight) < MAX_COMMIT_CAR_BYTES
     with pytest.raises(CommitTooLarge):
         finish_commit(repo.plan(*tight), SIGNER)
     with pytest.raises(CommitTooLarge):
@@ -341,7 +345,7 @@ def test_the_relay_refuses_every_wrong_event():
     bad = [
         {"blocks": ...},
         {"blocks": b""},
-        {"blocks": bytes(MAX_COMMIT_BLOCKS_BYTES + 1)},
+        {"blocks": bytes(MAX_COMMIT_CAR_BYTES + 1)},
         {"commit": other},
         {"commit": "x"},
         {"tooBig": True},

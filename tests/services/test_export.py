@@ -287,7 +287,7 @@ async def test_blocks_of_other_accounts_are_not_given(host):
 
 
 async def test_a_stalled_client_holds_no_snapshot_and_little_memory(tmp_path):
-    """DESIGN 4: what does not fit in memory waits in a file, and the reader has long ended."""
+    """What does not fit in memory waits in a file, and the reader has long ended."""
     folder = tmp_path / "spool"
     folder.mkdir()
     async with repo_host(tmp_path, memory_bytes=100_000, folder=folder) as host:

@@ -101,7 +101,7 @@ async def test_writers_at_the_same_time_make_one_chain(host):
 
 
 async def test_a_commit_that_is_rolled_back_leaves_nothing_to_undo(host):
-    """DESIGN 5: cached nodes are immutable and keyed by CID, the head is always read anew."""
+    """Cached nodes are immutable and keyed by CID, the head is always read anew."""
     await write(host, *(strange(str(number), n=1) for number in range(100)))
     before = await host.exports.head(ALICE)
     prepared = prepare_writes(

@@ -1,4 +1,4 @@
-"""A getRepo client that reads 1 KB/s must cost nobody anything (issue: DESIGN 4, PROMISES B1)."""
+"""A getRepo client that reads 1 KB/s must cost nobody anything (promise B1)."""
 
 import asyncio
 import os
