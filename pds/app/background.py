@@ -30,14 +30,22 @@ RETRY_S: Final = 0.5
 START_PATIENCE_S: Final = 0.5
 """How long the port waits for clocks and relays elsewhere: health must answer within a second."""
 
+HOLD_READERS_S: Final = ASK_TIMEOUT_S
+"""How long the firehose takes no readers while relays have not said which number they have seen."""
+
 _log = get_logger(__name__)
 
 
 @asynccontextmanager
 async def background(base: Foundation, services: Services) -> AsyncIterator[None]:
     """Run everything that nobody asked for, until the block ends."""
+    services.firehose.hold()
     first = asyncio.create_task(_look_around(base))
+    first.add_done_callback(lambda _: services.firehose.release())
     await asyncio.wait([first], timeout=START_PATIENCE_S)
+    if not first.done():
+        loop = asyncio.get_running_loop()
+        loop.call_later(HOLD_READERS_S, services.firehose.release)
     retention = EventRetention(
         engine=base.engine, clock=base.clock, window_s=base.config.federation.backfill_s
     )

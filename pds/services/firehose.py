@@ -142,6 +142,7 @@ class Firehose:
         self._has_gap = False
         self._is_fan_out_due = False
         self._is_closing = False
+        self._is_held = False
         self.last_reader_left_at_s = monotonic()
 
     @property
@@ -224,6 +225,18 @@ class Firehose:
 
     # Readers
 
+    def hold(self) -> None:
+        """Take no readers until `release`.
+
+        At a start the newest number may still have to rise above what relays have seen: a relay
+        that came before that would be told that its cursor lies in the future, and stay away.
+        """
+        self._is_held = True
+
+    def release(self) -> None:
+        """Take readers again."""
+        self._is_held = False
+
     def check_room(self) -> None:
         """Refuse one reader too many, before the upgrade (SYNC-4).
 
@@ -231,6 +244,10 @@ class Firehose:
         """
         if self._is_closing:
             raise RequestError("NotEnoughResources", "The server is shutting down", 503)
+        if self._is_held:
+            raise RequestError(
+                "NotEnoughResources", "The server is starting", 503, headers={"Retry-After": "3"}
+            )
         if len(self._readers) >= self._settings.max_readers:
             raise RequestError(
                 "RateLimitExceeded", "Too many subscribers", 429, headers={"Retry-After": "60"}

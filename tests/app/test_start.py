@@ -113,6 +113,27 @@ async def test_silence_elsewhere_does_not_delay_the_start(tmp_path: Path) -> Non
         assert time.monotonic() - stopping < 2
 
 
+async def test_readers_come_only_when_relays_were_heard_or_had_their_time(tmp_path: Path) -> None:
+    """SYNC-13, SYNC-15: a relay that is ahead of us is not told so before we could catch up."""
+    async with small_relay() as relay:
+        relay.is_silent = True
+        async with server_with(tmp_path, relay) as server, aiohttp.ClientSession() as http:
+            url = f"{server.url}/xrpc/com.atproto.sync.subscribeRepos"
+            upgrade = {
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            }
+            async with http.get(url, headers=upgrade) as answer:
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "3"
+                assert (await answer.json())["error"] == "NotEnoughResources"
+            server.services.firehose.release()
+            async with http.ws_connect(url):
+                assert server.services.firehose.reader_count == 1
+
+
 async def test_writes_wait_while_the_clock_is_in_doubt(tmp_path: Path) -> None:
     async with small_relay() as relay:
         relay.clock_ahead_s = 3600
