@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from pds.app import EmbeddedPlc, Options, RunningServer
 from pds.cli.running import run_on_loop, serve_until_stopped
@@ -124,6 +122,9 @@ def _now_us() -> int:
 
 
 def _show(config: Config, folder: Path) -> None:
+    from rich.console import Console  # Not above: `pds serve` starts sooner without it.
+    from rich.table import Table
+
     addresses = Table.grid(padding=(0, 3))
     for label, text in (
         ("server", config.public_url),
