@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import libipld
 
+from tests.fakes.plc import running_plc
 from tests.independent import check_export, cid_text
 from tests.interop.node import NodeProject, node_project
 from tests.support_live import LiveServer
@@ -19,7 +20,9 @@ PACKAGES = [
     "@atproto/repo@0.10.14",
     "@atproto/identity@0.5.14",
     "@atproto/lex-data@0.1.9",
+    "@atproto/xrpc-server@0.13.2",
 ]
+APPVIEW_DID = "did:web:appview.example"
 
 
 async def run(script: str, *args: str) -> str:
@@ -137,3 +140,51 @@ async def test_typescript_verifier_accepts_exports_and_proofs(
                 )
             )
             assert proof == {"verified": 1, "unverified": 0}
+
+
+async def test_typescript_appview_believes_what_is_proxied(tmp_path: Path) -> None:
+    """Service tokens of the proxy are verified by the server package (XRPC-40, XRPC-65)."""
+    async with running_plc() as plc:
+        started = project().running("appview.mjs", APPVIEW_DID, plc.url)
+        appview_url = await asyncio.to_thread(started.__enter__)
+        try:
+            server = LiveServer(
+                tmp_path / "server",
+                plc.url,
+                PDS_BSKY_APP_VIEW_URL=appview_url,
+                PDS_BSKY_APP_VIEW_DID=APPVIEW_DID,
+            )
+            await server.start()
+            await ask_the_appview(server)
+            assert await server.stop() == 0
+        finally:
+            await asyncio.to_thread(started.__exit__, None, None, None)
+
+
+async def ask_the_appview(server: LiveServer) -> None:
+    writer = Writer(server.url, "ts-proxied.test", random.Random(3))
+    async with aiohttp.ClientSession() as session:
+        await writer.sign_up(session)
+        nsid = "app.bsky.feed.getTimeline"
+        headers = {"Authorization": f"Bearer {writer.token}", "Cookie": "secret=1"}
+        url = f"{server.url}/xrpc/{nsid}"
+        async with session.get(url, params={"limit": "3"}, headers=headers) as answer:
+            assert answer.headers["atproto-repo-rev"] == "3jzfcijpj2z2a"
+            assert await answer.json() == {
+                "iss": writer.did,
+                "lxm": nsid,
+                "path": f"/xrpc/{nsid}?limit=3",
+                "cookie": None,
+            }
+        params = {"aud": "did:web:elsewhere.example", "lxm": nsid}
+        foreign = await call(
+            session,
+            server.url,
+            "com.atproto.server.getServiceAuth",
+            token=writer.token,
+            params=params,
+        )
+        appview = server.environment["PDS_BSKY_APP_VIEW_URL"]
+        headers = {"Authorization": f"Bearer {foreign['token']}"}
+        async with session.get(f"{appview}/xrpc/{nsid}", headers=headers) as answer:
+            assert (await answer.json())["error"] == "BadJwtAudience"
