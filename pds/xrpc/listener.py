@@ -7,6 +7,10 @@ aiohttp's low-level server with what it leaves open closed (all measured on 3.14
   the connection is cut when nothing was taken for `write_idle_s` (event readers have a rule of
   their own, see `websocket`);
 * it takes any number of connections from one address: here they are counted;
+* it parses on after a malformed message, and keeps an error for every piece that follows: here all
+  of that is thrown away;
+* it reads 32 requests ahead, each with a megabyte of headers if a client likes: here 4, with half;
+* at the end it waits for each request twice: here once;
 * it decompresses bodies without bound: switched off, `pds/xrpc/body.py` does it;
 * after a refusal it reads the rest of the body for 10 s: switched off, see `drain_refused_body`;
 * it logs a traceback for every malformed request and quotes the parser to the client: here the
@@ -39,6 +43,9 @@ Network: TypeAlias = IPv4Network | IPv6Network
 RootHandler: TypeAlias = Callable[["ServerRequest"], Awaitable[web.StreamResponse]]
 
 SERVER_NAME: Final = "Freehold"
+MAX_HEADERS: Final = 64
+MAX_WAITING_REQUESTS: Final = 4
+"""Requests of one connection that are read before the one in progress is answered."""
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
@@ -90,7 +97,8 @@ class ListenerSettings:
     """Longer than the 60 s for which common reverse proxies keep an idle connection."""
     write_idle_s: float = 60.0
     """How long a client may take nothing of an answer that waits for it."""
-    shutdown_timeout_s: float = 10.0
+    shutdown_timeout_s: float = 8.0
+    """Containers are commonly given 10 s to stop."""
 
 
 class ServerRequest(web.Request):
@@ -120,6 +128,7 @@ class Listener(web.Server):
             request_factory=cast("Any", self._make_server_request),
             keepalive_timeout=settings.keepalive_s,
             access_log=None,
+            max_headers=MAX_HEADERS,
             auto_decompress=False,
             lingering_time=0.0,
             logger=_log,
@@ -190,6 +199,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_header_timer",
+        "_is_broken",
         "_is_counted",
         "_listener",
         "_untaken_bytes",
@@ -204,6 +214,9 @@ class Connection(web.RequestHandler):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._untaken_bytes = 0
+        self._max_msg_queue_size = MAX_WAITING_REQUESTS
+        self._msg_queue_resume_size = MAX_WAITING_REQUESTS // 2
+        self._is_broken = False
         self._is_counted = False
         self.address = ""
         self.is_proxied = False
@@ -231,9 +244,17 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived; bytes that complete no request start the clock for the header."""
+        """Parse what arrived; bytes that complete no request start the clock for the header.
+
+        After a malformed message nothing that follows has a meaning.
+        """
+        if self._is_broken:
+            return
         waiter = self._waiter
         super().data_received(data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._is_broken = True
+            self._give_up_body()
         if waiter is None:
             if self._messages:
                 self._stop_header_clock()
@@ -241,6 +262,19 @@ class Connection(web.RequestHandler):
             self._stop_header_clock()
         elif self._header_timer is None:
             self._start_header_clock()
+
+    def _give_up_body(self) -> None:
+        """Tell the request in progress that the rest of its body will not come."""
+        request = self._current_request
+        if request is not None and not request.content.is_eof():
+            request.content.set_exception(web.RequestPayloadError("malformed body"))
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let the request in progress finish within `timeout` seconds, then cut the connection.
+
+        aiohttp waits that long for the answer, and as long again once it has cancelled the request.
+        """
+        await super().shutdown(None if timeout is None else timeout / 2)
 
     def pause_writing(self) -> None:
         """Wait for the client to take what was written, but not for ever."""

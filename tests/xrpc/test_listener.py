@@ -8,7 +8,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from pds.xrpc.listener import Listener, ListenerSettings
+from pds.xrpc.listener import (
+    MAX_HEADERS,
+    MAX_WAITING_REQUESTS,
+    Listener,
+    ListenerSettings,
+)
 from tests.xrpc.support_server import running_server
 
 ECHO = b"GET /xrpc/test.method.echo?word=a HTTP/1.1\r\nHost: x\r\n"
@@ -188,3 +193,54 @@ async def test_a_client_that_reads_slowly_is_served() -> None:
             await asyncio.sleep(0.04)
         assert not server.finished
         writer.close()
+
+
+async def test_what_follows_a_malformed_piece_is_thrown_away() -> None:
+    """Promise C1: one connection cost 17 MB of errors, one for each piece that came."""
+    async with running_server() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /xrpc/test.method.take HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        )
+        await asyncio.sleep(0.05)
+        [connection] = server.listener.connections
+        for _ in range(20):
+            connection.data_received(b"no chunk\r\n")
+        assert len(connection._messages) == 1
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.count(b"HTTP/1.1 400") == 1
+        assert b"malformed" in answer
+        writer.close()
+
+
+async def test_few_requests_are_read_ahead() -> None:
+    async with running_server(write_idle_s=60) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(ECHO.replace(b"echo?word=a", b"endless") + b"\r\n")
+        await asyncio.sleep(0.2)
+        [connection] = server.listener.connections
+        for _ in range(20):
+            writer.write(ECHO + b"\r\n")
+            await asyncio.sleep(0.01)
+        assert len(connection._messages) == MAX_WAITING_REQUESTS
+        writer.transport.abort()
+
+
+async def test_headers_are_limited_in_number() -> None:
+    async with running_server() as server:
+        more = b"".join(b"A%d: b\r\n" % number for number in range(MAX_HEADERS + 1))
+        assert (await server.raw(ECHO + more + b"\r\n")).split()[1] == b"400"
+
+
+async def test_a_stalled_client_delays_the_end_once() -> None:
+    async with running_server(write_idle_s=60) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(ECHO.replace(b"echo?word=a", b"endless") + b"\r\n")
+        await asyncio.sleep(0.2)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        server.listener.pre_shutdown()
+        await server.listener.shutdown(0.6)
+        assert loop.time() - started < 1.0
+        writer.transport.abort()
