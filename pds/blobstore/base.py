@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from pds.errors import StoreError
-from pds.protocol.cid import Cid
+from pds.protocol.cid import Cid, InvalidCid, parse_cid
 
 CHUNK_BYTES: Final = 256 * 1024
 """Size of a piece on its way in or out: memory of one transfer is a few of them."""
@@ -53,6 +53,33 @@ class StoreProperties:
     is_durable: bool
 
 
+def place(key: BlobKey) -> str:
+    """Return where a blob lies in a store, of numbers and CID bytes only.
+
+    `<aid % 256 in hex>/<aid>/<2 letters of the CID>/<CID>`: folders stay small on a disk, requests
+    spread over the partitions of an object store, and the blobs of an account lie together.
+    """
+    name = str(key.cid)
+    return f"{account_place(key.aid)}/{name[-2:]}/{name}"
+
+
+def account_place(aid: int) -> str:
+    """Return the folder of an account's blobs."""
+    return f"{aid % 256:02x}/{aid}"
+
+
+def parse_place(text: str) -> BlobKey | None:
+    """Return the blob that lies at a place, or None for what is none of ours."""
+    parts = text.split("/")
+    if len(parts) != 4 or not (parts[1].isascii() and parts[1].isdecimal()):
+        return None
+    try:
+        key = BlobKey(int(parts[1]), parse_cid(parts[3]))
+    except InvalidCid:
+        return None
+    return key if place(key) == text else None
+
+
 class StagedBlob(Protocol):
     """An upload that has arrived whole but is not stored yet."""
 
@@ -69,7 +96,10 @@ class StagedBlob(Protocol):
         """The first `HEAD_BYTES` of them."""
 
     async def store(self, aid: int) -> None:
-        """Make the bytes durable under their key; storing what is there already is no error."""
+        """Make the bytes durable under their key; storing what is there already is no error.
+
+        May be called again while the context lasts, for bytes that were deleted meanwhile.
+        """
 
 
 class BlobStore(Protocol):
@@ -91,7 +121,8 @@ class BlobStore(Protocol):
         """Yield `length` bytes from `start` (all that follow when None), in pieces.
 
         Raises BlobMissing before the first piece, and ValueError for a range outside the blob.
-        What is being read stays readable to the end when the blob is deleted meanwhile.
+        What is being read stays readable to the end when the blob is deleted meanwhile; a store
+        that fetches large blobs in parts raises Unavailable instead, never a short answer.
         """
 
     def stat(self, key: BlobKey) -> Awaitable[BlobStat | None]:
@@ -101,7 +132,10 @@ class BlobStore(Protocol):
         """Remove a blob for good; returns whether it was there."""
 
     def list(self, aid: int | None = None) -> AsyncIterator[tuple[BlobKey, BlobStat]]:
-        """Yield the blobs of one account, or all, in no particular order."""
+        """Yield the blobs of one account, or all, in the order of their `place`."""
+
+    def presign(self, key: BlobKey) -> Awaitable[str | None]:
+        """Return a short-lived URL to read a blob from, or None: read it through this server."""
 
     def ping(self) -> Awaitable[None]:
         """Raise Unavailable when the store cannot take a blob now."""

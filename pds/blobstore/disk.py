@@ -1,7 +1,7 @@
 """Blobs as files in a folder.
 
-Layout: `<aid % 256 in hex>/<aid>/<2 letters of the CID>/<CID>`, unfinished uploads in `tmp`. Names
-are built from numbers and CID bytes only, never from text that a client sent. A file appears under
+Blobs lie at their `place`, unfinished uploads in `tmp`. Names are built from numbers and CID bytes
+only, never from text that a client sent. A file appears under
 its final name by a rename, after its bytes were synced, and the folders are synced before `store`
 returns: what was promised survives a power cut, and no half file is ever found.
 
@@ -35,9 +35,12 @@ from pds.blobstore.base import (
     BlobStat,
     StagedBlob,
     StoreProperties,
+    account_place,
+    parse_place,
+    place,
 )
 from pds.errors import ConfigError, Unavailable
-from pds.protocol.cid import Cid, InvalidCid, parse_cid
+from pds.protocol.cid import Cid
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -167,17 +170,16 @@ class DiskBlobStore:
         else:
             folders = (folder for shard in _folders(self._root) for folder in _folders(shard))
         for folder in folders:
-            if not folder.name.isdecimal():
-                continue
             for part in _folders(folder):
                 for path in _entries(part):
-                    try:
-                        cid = parse_cid(path.name)
-                    except InvalidCid:
-                        continue
-                    found = self._stat(path)
-                    if found is not None:
-                        yield BlobKey(int(folder.name), cid), found
+                    key = parse_place(path.relative_to(self._root).as_posix())
+                    found = self._stat(path) if key is not None else None
+                    if key is not None and found is not None:
+                        yield key, found
+
+    async def presign(self, key: BlobKey) -> str | None:
+        """Files have no addresses."""
+        return None
 
     async def ping(self) -> None:
         """Write, sync and move a small file."""
@@ -223,11 +225,10 @@ class DiskBlobStore:
             raise Unavailable("blob store: stopped after a failed sync; restart to check the disk")
 
     def _account_folder(self, aid: int) -> Path:
-        return self._root / f"{aid % 256:02x}" / str(aid)
+        return self._root / account_place(aid)
 
     def _path(self, key: BlobKey) -> Path:
-        name = str(key.cid)
-        return self._account_folder(key.aid) / name[-2:] / name
+        return self._root / place(key)
 
     def place(self, temporary: Path, key: BlobKey) -> None:
         """Move a synced file to its key and sync the folders on the way. Runs on a thread."""
@@ -279,6 +280,7 @@ class _StagedFile:
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._is_discarded = False
+        self._is_placed = False
         self.size = 0
         self.head = b""
 
@@ -311,7 +313,7 @@ class _StagedFile:
             raise Unavailable("blob store: the upload was given up")
         if self._descriptor is None:
             self._store.check_space()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
         self._hash.update(content)
         view = memoryview(content)
@@ -321,10 +323,26 @@ class _StagedFile:
 
     def _finish(self, aid: int) -> None:
         with self._lock:
+            if self._is_placed:
+                self._copy_locked()
             cid = self.cid
             content, self._pending = bytes(self._pending), bytearray()
             os.fsync(self._write_locked(content))
             self._store.place(self._path, BlobKey(aid, cid))
+            self._is_placed = True
+
+    def _copy_locked(self) -> None:
+        """Begin a new file with the bytes of the one that was placed, which may be deleted."""
+        if self._descriptor is None:
+            raise Unavailable("blob store: the upload was given up")
+        placed, self._descriptor = self._descriptor, None
+        self._hash, self._is_placed, at = sha256(), False, 0
+        try:
+            while content := os.pread(placed, CHUNK_BYTES, at):
+                self._write_locked(content)
+                at += len(content)
+        finally:
+            os.close(placed)
 
     def discard(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from pds.blobstore.base import (
     BlobStat,
     StagedBlob,
     StoreProperties,
+    place,
 )
 from pds.errors import Unavailable
 from pds.protocol.cid import Cid
@@ -66,9 +67,13 @@ class MemoryBlobStore:
     async def list(self, aid: int | None = None) -> AsyncIterator[tuple[BlobKey, BlobStat]]:
         """Yield blobs."""
         self._check()
-        for key, (content, at) in list(self.blobs.items()):
+        for key, (content, at) in sorted(self.blobs.items(), key=lambda item: place(item[0])):
             if aid is None or key.aid == aid:
                 yield key, BlobStat(len(content), at)
+
+    async def presign(self, key: BlobKey) -> str | None:
+        """Memory has no addresses."""
+        return None
 
     async def ping(self) -> None:
         """Raise when told to be down."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pds.blobstore.base import CHUNK_BYTES, HEAD_BYTES, BlobKey, BlobMissing, BlobStore
+from pds.blobstore.base import CHUNK_BYTES, HEAD_BYTES, BlobKey, BlobMissing, BlobStore, place
 from pds.protocol.cid import Cid
 
 SIZES = [0, 1, 1000, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17]
@@ -144,6 +144,27 @@ class BlobStoreSuite:
             assert await keys(store) == set()
             await staged.store(1)
         assert await keys(store) == {BlobKey(1, Cid.of_raw(b"x"))}
+
+    async def test_a_staged_upload_can_be_stored_again_after_it_was_deleted(self, store):
+        content = content_of(CHUNK_BYTES + 5)
+        for body in (b"short", content):
+            async with store.stage(pieces(body)) as staged:
+                await staged.store(1)
+                key = BlobKey(1, staged.cid)
+                await store.delete(key)
+                await staged.store(1)
+                await staged.store(1)
+                assert staged.cid == key.cid
+            assert await read(store, key) == body
+        assert len(await keys(store)) == 2
+
+    async def test_list_is_in_the_order_of_places(self, store):
+        for aid in (1, 10, 2, 257, 266, 513):
+            for number in range(4):
+                await put(store, aid, b"%d" % number)
+        found = [place(key) async for key, _ in store.list()]
+        assert found == sorted(found)
+        assert len(found) == 24
 
     async def test_list_finds_every_blob_once(self, store):
         expected = set()
