@@ -47,7 +47,7 @@ soak: setup-test
 	@$(BIN)/python -m pytest tests/soak -p no:xdist --timeout 3600
 
 ## make bench    time budget of a write, requests a second, firehose fan-out
-bench: setup-run
+bench: setup-test
 	@$(BIN)/python -m bench
 
 setup-run:
