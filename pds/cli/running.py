@@ -16,8 +16,8 @@ from pds.config import Config
 GARBAGE_THRESHOLDS: Final = (10_000, 20, 20)
 """New objects before the collector looks for cycles, and rounds before it looks at older ones.
 
-Requests leave no cycles, but keep tree nodes and events: with the defaults the collector walked all
-of these often, up to 80 ms at a time in which nothing was answered.
+Writes leave tree nodes and events that stay: with the defaults the collector walks all of these
+often, and nothing is answered meanwhile.
 """
 
 OnReady = Callable[[RunningServer], Awaitable[None]]
