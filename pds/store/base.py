@@ -20,6 +20,8 @@ from pds.store.engine import (
     Engine,
     EngineHealth,
     EventHook,
+    ForeignCommits,
+    ForeignHook,
     HealthStatus,
     MakeDurable,
     Recorder,
@@ -98,6 +100,7 @@ class ThreadedEngine(Engine, ABC):
         self._readers: ReaderPool | None = None
         self._connection: EngineConnection | None = None
         self._event_hooks: list[EventHook] = []
+        self._foreign_hooks: list[ForeignHook] = []
 
     @abstractmethod
     def _open(self) -> Opened:
@@ -196,6 +199,18 @@ class ThreadedEngine(Engine, ABC):
     def add_event_hook(self, hook: EventHook) -> None:
         """Have `hook` called on the loop for each group with events."""
         self._event_hooks.append(hook)
+
+    def add_foreign_hook(self, hook: ForeignHook) -> None:
+        """Have `hook` called on the loop when other nodes have committed something."""
+        self._foreign_hooks.append(hook)
+
+    def _tell_foreign(self, commits: ForeignCommits) -> None:
+        """Run the hooks for what other nodes committed. Runs on the loop."""
+        for hook in self._foreign_hooks:
+            try:
+                hook(commits)
+            except Exception:  # the others must still be told
+                _log.exception("store.foreign_hook_failed")
 
     def health(self) -> EngineHealth:
         """Return how the engine is."""

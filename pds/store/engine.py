@@ -19,13 +19,15 @@ A job never sees a sequence number: it hands `txn.emit` a function that builds t
 engine calls that with the number, after the bodies of all jobs of the group have run.
 
 This module holds types only. `group.py` runs groups of jobs, `writer.py` and `reader.py` own the
-threads, `sqlite.py` is the first engine.
+threads, `sqlite.py` and `postgres.py` are the engines.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+
+from pds.errors import Unavailable
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -91,6 +93,24 @@ class CommittedGroup:
     statements: tuple[Statement, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignCommits:
+    """What other nodes made durable: their highest number, and the accounts that changed.
+
+    `aids` is None when any account may have changed.
+    """
+
+    last_seq: int
+    aids: tuple[int, ...] | None
+
+
+class Interrupted(Unavailable):
+    """The transaction was undone through no fault of its jobs: they may be run again.
+
+    A deadlock, a serialization failure, or a lost connection to the database.
+    """
+
+
 class HealthStatus(StrEnum):
     """How an engine is; FAILED means that writes are refused or keep failing."""
 
@@ -146,12 +166,18 @@ class Txn(Protocol):
     def emit(self, kind: str, aid: int, build_frame: BuildFrame) -> None:
         """Add an event; `build_frame(seq, at_us)` is called before the commit, with its number."""
 
+    def announce(self, aid: int) -> None:
+        """Have other nodes told that what they remember of this account may be outdated."""
+
     def on_commit(self, hook: Callable[[], None]) -> None:
         """Run `hook` on the event loop after the commit and before the caller is answered."""
 
 
 EventHook = Callable[[Sequence[CommittedEvent]], None]
 """Gets the events of one group, in order; groups come in order too."""
+
+ForeignHook = Callable[[ForeignCommits], None]
+"""Called on the event loop when other nodes have committed something."""
 
 Recorder = Callable[[Sequence[Statement]], None]
 """Gets the writes of one committed group, on the writer thread, in commit order."""
@@ -202,6 +228,12 @@ class Engine(Protocol):
 
     def add_event_hook(self, hook: EventHook) -> None:
         """Have `hook` called on the event loop for each group with events, in seq order."""
+
+    def add_foreign_hook(self, hook: ForeignHook) -> None:
+        """Have `hook` called on the event loop when other nodes have committed something.
+
+        Calls may come late, together or twice, but what was committed is never left out.
+        """
 
     def health(self) -> EngineHealth:
         """Return how the engine is, without touching the database."""

@@ -12,6 +12,9 @@ one at fault is the only one to fail. A job that failed by itself is answered af
 its failure may have come from what an earlier job of the group wrote. A failed COMMIT leaves
 the outcome unknown; it fails the group, and `stop` tells the writer to reopen the database.
 
+`Interrupted`, from wherever it comes, says that nothing of the transaction is in the database and
+that no job is at fault: its jobs are run again, alone, a few times.
+
 Nothing here knows the database: a `WriteConnection` does the SQL. Nothing here knows threads or
 the event loop either; that is `writer.py`.
 """
@@ -32,6 +35,7 @@ from pds.store.engine import (
     BuildFrame,
     CommittedEvent,
     CommittedGroup,
+    Interrupted,
     Params,
     Row,
     SqlValue,
@@ -39,6 +43,9 @@ from pds.store.engine import (
     Txn,
 )
 from pds.store.statements import StatementCheck
+
+RETRY_DELAYS_S: Final = (0.0, 0.01, 0.05, 0.2, 0.5)
+"""Pauses before a job that was interrupted is run again."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -89,6 +96,9 @@ class WriteConnection(Protocol):
     def lock_accounts(self, aids: Iterable[int]) -> None:
         """Lock further accounts inside the transaction."""
 
+    def announce(self, aids: Sequence[int]) -> None:
+        """Have other nodes told, with the commit, that these accounts changed."""
+
     def allocate_seq(self, count: int, now_us: int) -> tuple[int, int, Statement]:
         """Take `count` numbers; return the number before, the first, and the write made.
 
@@ -113,14 +123,20 @@ class Job:
     error: BaseException | None = None
     events: list[tuple[str, int, BuildFrame]] = field(default_factory=list)
     hooks: list[Callable[[], None]] = field(default_factory=list)
+    announced: list[int] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
 
     def reset(self) -> None:
         """Forget what a rolled-back run left behind."""
         self.result = None
         self.error = None
+        self.drop_effects()
+
+    def drop_effects(self) -> None:
+        """Forget what was to follow from the commit."""
         self.events.clear()
         self.hooks.clear()
+        self.announced.clear()
         self.statements.clear()
 
 
@@ -244,6 +260,12 @@ class WriterTxn(Txn):
             self._refuse()
         self._job.events.append((kind, aid, build_frame))
 
+    def announce(self, aid: int) -> None:
+        """Have other nodes told, with the commit, that this account changed."""
+        if self._doom is not None:
+            self._refuse()
+        self._job.announced.append(aid)
+
     def on_commit(self, hook: Callable[[], None]) -> None:
         """Run `hook` on the event loop after the commit."""
         if self._doom is not None:
@@ -288,15 +310,24 @@ class GroupRunner:
             return
         stop: StoreError | None = None
         for job in started:
-            job.reset()
             if stop is not None:
+                job.reset()
                 job.error = stop
                 yield GroupResult((job,))
                 continue
-            alone = self._run_together(_Alone(job), [])
-            if alone is not None:
-                stop = alone.stop
-                yield alone
+            alone = self._run_alone(job)
+            stop = alone.stop
+            yield alone
+
+    def _run_alone(self, job: Job) -> GroupResult:
+        """Run a job once more by itself, and again while it is interrupted."""
+        for delay_s in RETRY_DELAYS_S:
+            time.sleep(delay_s)
+            job.reset()
+            result = self._run_together(_Alone(job), [])
+            if result is not None:
+                return result
+        return GroupResult((job,))
 
     def _collect(self, source: JobSource) -> list[Job]:
         """Take the jobs that wait now, as far as they may share a transaction."""
@@ -357,10 +388,8 @@ class GroupRunner:
             job.result = None
         txn.finish()
         if job.error is not None:
-            job.events.clear()
-            job.hooks.clear()
-            job.statements.clear()
-            if not shares or not connection.in_transaction:
+            job.drop_effects()
+            if not shares or not connection.in_transaction or isinstance(job.error, Interrupted):
                 return False
             try:
                 connection.undo_savepoint()
@@ -377,7 +406,7 @@ class GroupRunner:
             self._connection.rollback()
         except StoreError as error:
             return self._stop(started, error)
-        if len(started) > 1:
+        if len(started) > 1 or isinstance(started[0].error, Interrupted):
             return None
         return GroupResult(tuple(started))
 
@@ -387,6 +416,7 @@ class GroupRunner:
         if not survivors:
             return self._undo_all(started)
         try:
+            self._connection.announce([aid for job in survivors for aid in job.announced])
             events, numbering = self._number(survivors, now_us)
         except BaseException as error:  # a frame that cannot be built, a full disk
             if len(started) == 1:
@@ -395,6 +425,9 @@ class GroupRunner:
             return self._give_up(started)
         try:
             self._connection.commit()
+        except Interrupted as error:
+            started[0].error = error
+            return self._give_up(started)
         except StoreError as error:
             return self._stop(started, error)
         statements: list[Statement] = []

@@ -2,7 +2,7 @@
 
 Replication, backups and standbys are built on this log, so it must be complete. The engine hands
 the writes of each committed group to a recorder; `WriteLog` is one that keeps them in memory.
-`compare` replays and compares every table that the migrations declare.
+`compare` compares every table that the migrations declare durable.
 """
 
 import threading
@@ -61,10 +61,11 @@ def list_all_tables() -> Mapping[str, str]:
 
 
 def dump_rows(connection: ReplayConnection) -> dict[str, list[Row]]:
-    """Return all rows of all declared tables, in an order that depends on their content only."""
+    """Return all rows of all durable tables, in an order that depends on their content only."""
     return {
         table: sorted(connection.execute(f"SELECT * FROM {table}", ()), key=repr)
-        for table in list_all_tables()
+        for table, kind in list_all_tables().items()
+        if kind == "durable"
     }
 
 

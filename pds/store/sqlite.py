@@ -318,6 +318,9 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
     def lock_accounts(self, aids: Iterable[int]) -> None:
         """Do nothing: there is one writer."""
 
+    def announce(self, aids: Sequence[int]) -> None:
+        """Do nothing: there is no other node."""
+
     def allocate_seq(self, count: int, now_us: int) -> tuple[int, int, Statement]:
         """Take `count` numbers."""
         previous = self._read_seq()

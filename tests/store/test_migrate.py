@@ -33,9 +33,13 @@ from tests.suites.engine_jobs import count, put
 from tests.suites.engines import SqliteBackend
 
 SECOND = Migration(
-    2, "0002_more", "-- durable: more.\nCREATE TABLE more (id {int} PRIMARY KEY, x {blob});"
+    SCHEMA_VERSION + 1,
+    "next_more",
+    "-- durable: more.\nCREATE TABLE more (id {int} PRIMARY KEY, x {blob});",
 )
-BROKEN = Migration(3, "0003_broken", "CREATE TABLE last (id {int});\nDROP TABLE nowhere;")
+BROKEN = Migration(
+    SCHEMA_VERSION + 2, "next_broken", "CREATE TABLE last (id {int});\nDROP TABLE nowhere;"
+)
 
 
 @pytest.fixture
@@ -115,10 +119,10 @@ def test_an_upgrade_keeps_the_rows_and_happens_wholly_or_not_at_all(path: Path) 
     connection.execute("INSERT INTO fact (name, value) VALUES ('a', x'01')")
     with pytest.raises(StoreError):
         apply(connection, SECOND, BROKEN)
-    assert read_state(connection) == SchemaState(1, 1)
+    assert read_state(connection) == SchemaState(SCHEMA_VERSION, SCHEMA_COMPAT)
     assert not connection.has_table("more")
     assert not connection.has_table("last")
-    assert apply(connection, SECOND) == ["0002_more"]
+    assert apply(connection, SECOND) == ["next_more"]
     assert connection.has_table("more")
     assert connection.execute("SELECT name FROM fact") == [("a",)]
     connection.close()
@@ -128,10 +132,10 @@ def test_a_newer_database_is_used_as_long_as_it_says_that_we_may(path: Path) -> 
     connection = connect(path)
     apply(connection, SECOND, compat=1)
     assert migrate_connection(connection, now_us=1) == []
-    third = Migration(3, "0003_gone", "DROP TABLE more;")
-    apply(connection, SECOND, third, compat=3)
-    with pytest.raises(SchemaTooNew, match="schema 3"):
-        check_state(connection, load_migrations(), version=1)
+    third = Migration(SCHEMA_VERSION + 2, "next_gone", "DROP TABLE more;")
+    apply(connection, SECOND, third, compat=SCHEMA_VERSION + 2)
+    with pytest.raises(SchemaTooNew, match=f"schema {SCHEMA_VERSION + 2}"):
+        check_state(connection, load_migrations(), version=SCHEMA_VERSION)
     with pytest.raises(SchemaTooNew):
         migrate_connection(connection, now_us=1)
     connection.close()
@@ -178,7 +182,7 @@ async def test_a_dry_run_works_on_a_copy_beside_a_running_server(
     assert try_migrations(backend.path, scratch, now_us=1) == []
     ours = load_migrations()
     monkeypatch.setattr("pds.store.sqlite.load_migrations", lambda: (*ours, SECOND))
-    assert try_migrations(backend.path, scratch, now_us=1) == ["0002_more"]
+    assert try_migrations(backend.path, scratch, now_us=1) == ["next_more"]
     monkeypatch.setattr("pds.store.sqlite.load_migrations", lambda: (*ours, SECOND, BROKEN))
     with pytest.raises(StoreError):
         try_migrations(backend.path, scratch, now_us=1)

@@ -41,7 +41,7 @@ class GroupSuite(EngineFixtures):
         gate = Gate()
         held = await gate.hold(engine)
         before = engine.health().groups
-        tasks = [asyncio.create_task(engine.transact("p", put, f"f{n}")) for n in range(200)]
+        tasks = await queue_jobs(engine, *[lambda txn, n=n: put(txn, f"f{n}") for n in range(200)])
         await asyncio.sleep(0)
         gate.opened.set()
         await settle(held, *tasks)
@@ -140,7 +140,9 @@ class GroupSuite(EngineFixtures):
 
         seen: list[CommittedEvent] = []
         engine.add_event_hook(seen.extend)
-        numbers = await asyncio.gather(*(engine.transact("n", job, n) for n in range(1000)))
+        numbers = await asyncio.gather(
+            *(engine.transact("n", job, n, accounts=(n,)) for n in range(1000))
+        )
         assert sorted(numbers) == list(range(1, 1001))
         assert len(seen) == 1000
         assert engine.health().groups < 1000

@@ -76,8 +76,14 @@ async def settle(*tasks: "asyncio.Task[Any]") -> list[Any]:
 async def queue_jobs(
     engine: ThreadedEngine, *jobs: Callable[[Txn], Any], bulk: bool = False
 ) -> list["asyncio.Task[Any]"]:
-    """Submit jobs in this order without waiting for them."""
-    tasks = [asyncio.create_task(engine.transact("queued", job, bulk=bulk)) for job in jobs]
+    """Submit jobs in this order without waiting for them.
+
+    They name an account: those that name none run alone where there are other writers.
+    """
+    tasks = [
+        asyncio.create_task(engine.transact("queued", job, accounts=(1,), bulk=bulk))
+        for job in jobs
+    ]
     await asyncio.sleep(0)
     return tasks
 

@@ -4,8 +4,11 @@ Use `open_engine(folder, clock)` (or the fixture `recording_engine`, importable 
 any test that needs a store: when it closes, its log of writes is replayed into an empty database,
 which must then hold the same rows. So every test of the program that writes is also a test of the
 log.
+
+`PDS_TEST_ENGINE=postgres` gives all of them PostgreSQL instead of SQLite (`make test-postgres`).
 """
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +20,8 @@ from pds.store.base import QueueLimits, ThreadedEngine
 from pds.store.clock import Clock
 from pds.store.engine import MakeDurable, Recorder, Row, Statement
 from pds.store.maintenance import MaintenanceSettings
+from pds.store.postgres import PostgresEngine, migrate_link
+from pds.store.postgres_link import Link, PostgresSettings
 from pds.store.replay import WriteLog, compare, dump_rows, replay
 from pds.store.sqlite import (
     SqliteConnection,
@@ -26,6 +31,7 @@ from pds.store.sqlite import (
 )
 from pds.store.writer import nothing_more
 from tests.fakes.clock import FakeClock
+from tests.support_postgres import drop_database, make_database
 
 
 class Backend(Protocol):
@@ -99,10 +105,73 @@ class SqliteBackend:
             connection.close()
 
 
+class PostgresBackend:
+    """The PostgreSQL engine on one database; the clock of tests is not compared with its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def settings(self, **changes: Any) -> PostgresSettings:
+        """Settings that suit tests."""
+        values: dict[str, Any] = {
+            "url": self.url, "readers": 2, "poll_s": 0.05, "reconnect_s": 5.0, "max_skew_s": None,
+        }  # fmt: skip
+        return PostgresSettings(**(values | changes))
+
+    def engine(
+        self,
+        clock: Clock,
+        *,
+        recorder: Recorder | None = None,
+        make_durable: MakeDurable = nothing_more,
+        limits: QueueLimits | None = None,
+    ) -> PostgresEngine:
+        """An engine, not started."""
+        settings = self.settings(limits=limits or QueueLimits())
+        return PostgresEngine(settings, clock, recorder=recorder, make_durable=make_durable)
+
+    def dump(self) -> dict[str, list[Row]]:
+        """All rows."""
+        return self._dump(self.url)
+
+    def dump_replayed(self, groups: Sequence[Sequence[Statement]]) -> dict[str, list[Row]]:
+        """All rows of a new database after a replay."""
+        url = make_database(self.url)
+        link = Link(url, {})
+        try:
+            migrate_link(link, now_us=0)
+            replay(groups, link)
+            return self._dump(url)
+        finally:
+            link.close()
+            drop_database(url)
+
+    def _dump(self, url: str) -> dict[str, list[Row]]:
+        link = Link(url, {})
+        link.open()
+        try:
+            return dump_rows(link)
+        finally:
+            link.close()
+
+
 @asynccontextmanager
-async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator[SqliteEngine]:
+async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator[ThreadedEngine]:
     """An engine on a new database; at the end its write log is replayed and compared."""
-    backend = SqliteBackend(folder)
+    if os.environ.get("PDS_TEST_ENGINE") != "postgres":
+        async with _proven(SqliteBackend(folder), clock) as engine:
+            yield engine
+        return
+    backend = PostgresBackend(make_database())
+    try:
+        async with _proven(backend, clock) as engine:
+            yield engine
+    finally:
+        drop_database(backend.url)
+
+
+@asynccontextmanager
+async def _proven(backend: Backend, clock: Clock | None) -> AsyncIterator[ThreadedEngine]:
     log = WriteLog()
     engine = backend.engine(clock or FakeClock(), recorder=log)
     await engine.start()
@@ -114,7 +183,7 @@ async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator
 
 
 @pytest.fixture
-async def recording_engine(tmp_path: Path) -> AsyncIterator[SqliteEngine]:
+async def recording_engine(tmp_path: Path) -> AsyncIterator[ThreadedEngine]:
     """`open_engine` in the test's folder, with a clock that stands still."""
     async with open_engine(tmp_path) as engine:
         yield engine
