@@ -154,14 +154,13 @@ class Blobs:
         A whole blob is hashed on the way. Raises: Corrupt instead of the last piece, so that no
         reader takes a damaged blob for complete.
         """
-        chunks = self._store.open(blob.key, start=start, length=length)
         if length < blob.size:
-            async for chunk in chunks:
+            async for chunk in self._store.open(blob.key, start=start, length=length):
                 yield chunk
             return
         digest = sha256()
         last = b""
-        async for chunk in chunks:
+        async for chunk in self._store.open(blob.key):
             if last:
                 yield last
             digest.update(chunk)
