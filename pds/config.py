@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from pds.errors import ConfigError
 from pds.log import LogSettings
 from pds.net.dns import DnsClient, DnsSettings
+from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
 from pds.services.limits import RequestLimits
 from pds.services.settings import (
@@ -43,6 +44,7 @@ from pds.services.spool import SpoolSettings
 from pds.xrpc.listener import ListenerSettings
 
 PREFIX: Final = "PDS_"
+BLOBSTORE: Final = "PDS_BLOBSTORE_"
 OUTSIDE_PREFIX: Final = ("LOG_ENABLED", "LOG_LEVEL", "LOG_SYSTEMS", "LOG_DESTINATION")
 SUGGEST_SECRET: Final = "make one with: openssl rand -hex 32"  # noqa: S105 - a hint
 MIN_JWT_SECRET_CHARS: Final = 16
@@ -113,7 +115,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = types.MappingProxyType(
 
 REFUSED: Final[Mapping[str, str]] = types.MappingProxyType(
     {
-        "PDS_BLOBSTORE_S3_": "blobs lie on disk; set PDS_BLOBSTORE_DISK_LOCATION instead",
         "PDS_PLC_ROTATION_KEY_KMS_KEY_ID": (
             "set PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX instead"
         ),
@@ -132,17 +133,10 @@ _HEX_KEY: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """Where durable bytes lie."""
+    """Where durable bytes lie, save for blobs."""
 
     directory: Path = setting(  # noqa: RUF009
         "PDS_DATA_DIRECTORY", "Folder of the database and the master key.", default=Path("data")
-    )
-    blob_location: Path | None = setting(  # noqa: RUF009
-        "PDS_BLOBSTORE_DISK_LOCATION", "Folder of the blobs; `blobs` in the data folder when unset."
-    )
-    blob_temporary_location: Path | None = setting(  # noqa: RUF009
-        "PDS_BLOBSTORE_DISK_TMP_LOCATION",
-        "Folder of unfinished uploads, on the same file system as the blobs.",
     )
     master_key: str | None = setting(
         "PDS_MASTER_KEY",
@@ -178,6 +172,14 @@ class Config:
     sign_up: SignUpSettings = field(default_factory=SignUpSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
     blobs: BlobSettings = field(default_factory=BlobSettings)
+    blobstore: BlobPlaceSettings = field(default_factory=BlobPlaceSettings)
+    blobstore_2: BlobPlaceSettings = field(
+        default_factory=BlobPlaceSettings, metadata={"number": 2}
+    )
+    blobstore_3: BlobPlaceSettings = field(
+        default_factory=BlobPlaceSettings, metadata={"number": 3}
+    )
+    replication: ReplicationSettings = field(default_factory=ReplicationSettings)
     exports: SpoolSettings = field(default_factory=SpoolSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)
@@ -216,8 +218,19 @@ class Config:
 
     @property
     def blob_location(self) -> Path:
-        """Folder of the blobs."""
-        return self.data.blob_location or self.data.directory / "blobs"
+        """Folder of the blobs, if they are in one."""
+        return self.blobstore.disk_location or self.data.directory / "blobs"
+
+    @property
+    def blob_places(self) -> dict[int, BlobPlaceSettings]:
+        """The places where blobs are kept, by number; the first is always there."""
+        more = {2: self.blobstore_2, 3: self.blobstore_3}
+        return {1: self.blobstore, **{n: place for n, place in more.items() if place.is_set}}
+
+    @property
+    def blob_write_quorum(self) -> int:
+        """How many places must have a blob before its upload is answered."""
+        return self.replication.write_quorum or len(self.blob_places) // 2 + 1
 
     @property
     def is_unguarded(self) -> bool:
@@ -246,7 +259,9 @@ def load_config(environ: Mapping[str, str] | None = None, *, file: Path | None =
     )
     values.pop("PDS_CONFIG_FILE", None)
     groups = {
-        entry.name: _fill(typing.cast("type[Any]", entry.default_factory), values)
+        entry.name: _fill(
+            typing.cast("type[Any]", entry.default_factory), values, entry.metadata.get("number")
+        )
         for entry in fields(Config)
         if entry.default_factory is not MISSING
     }
@@ -268,16 +283,24 @@ def check_for_serving(config: Config) -> None:
 
 
 def settings_fields() -> Iterator[tuple[str, Field[Any]]]:
-    """(group, field) of every setting that has a name, in the order of the reference page."""
+    """(group, field) of every setting that has a name, in the order of the reference page.
+
+    The further blob stores have those of the first, with their number in the name.
+    """
     for entry in fields(Config):
-        if entry.default_factory is MISSING:
+        if entry.default_factory is MISSING or "number" in entry.metadata:
             continue
         for inner in fields(typing.cast("type[Any]", entry.default_factory)):
             if "env" in inner.metadata:
                 yield entry.name, inner
 
 
-def _fill(settings_class: type[Any], values: dict[str, str]) -> Any:
+def _numbered(env: str, number: int | None) -> str:
+    """The name of a setting of the second or third blob store."""
+    return env if number is None else env.replace(BLOBSTORE, f"{BLOBSTORE}{number}_", 1)
+
+
+def _fill(settings_class: type[Any], values: dict[str, str], number: int | None = None) -> Any:
     """Build one settings class, taking its values out of `values`."""
     hints = typing.get_type_hints(settings_class)
     given: dict[str, Any] = {}
@@ -285,6 +308,7 @@ def _fill(settings_class: type[Any], values: dict[str, str]) -> Any:
         env = entry.metadata.get("env")
         if env is None:
             continue
+        env = _numbered(env, number)
         text = values.pop(env, None)
         if entry.metadata.get("secret"):
             text = _read_secret(env, text, values.pop(f"{env}_FILE", None))
@@ -388,6 +412,7 @@ def _check(config: Config) -> None:
         DnsClient(DnsSettings(nameservers=config.identity.backup_nameservers))
     except ConfigError as error:
         raise ConfigError(f"PDS_HANDLE_BACKUP_NAMESERVERS: {error}") from error
+    _check_blob_places(config)
     services = config.federation
     for label, url, did in (
         ("PDS_BSKY_APP_VIEW", services.appview_url, services.appview_did),
@@ -398,6 +423,33 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{label}_URL and {label}_DID belong together; set both or neither")
 
 
+def _check_blob_places(config: Config) -> None:
+    for number, place in config.blob_places.items():
+        prefix = BLOBSTORE if number == 1 else f"{BLOBSTORE}{number}_"
+        if place.disk_location is not None and place.s3_bucket is not None:
+            raise ConfigError(
+                f"{prefix}DISK_LOCATION and {prefix}S3_BUCKET are both set; keep one of them"
+            )
+        if bool(place.s3_access_key_id) != bool(place.s3_secret_access_key):
+            raise ConfigError(
+                f"{prefix}S3_ACCESS_KEY_ID and {prefix}S3_SECRET_ACCESS_KEY belong together; set"
+                " both or neither"
+            )
+        if place.s3_bucket is None:
+            if place.s3_endpoint or place.s3_access_key_id:
+                raise ConfigError(f"{prefix}S3_BUCKET is missing")
+            if number > 1 and place.disk_location is None:
+                raise ConfigError(
+                    f"blob store {number} is nowhere: set {prefix}S3_BUCKET or"
+                    f" {prefix}DISK_LOCATION"
+                )
+    if not 1 <= config.blob_write_quorum <= len(config.blob_places):
+        raise ConfigError(
+            f"PDS_BLOBSTORE_WRITE_QUORUM must be at most {len(config.blob_places)}, the number of"
+            " blob stores"
+        )
+
+
 def reference_table() -> str:
     """The reference page of all settings, in Markdown."""
     lines = [
@@ -405,7 +457,9 @@ def reference_table() -> str:
         "",
         "Made from the code by `make docs`; `pds config reference` prints the same. Times are",
         "milliseconds and sizes bytes unless the text says otherwise. In the TOML file a setting",
-        "has its name in lower case without `PDS_`. A secret may be named by a file.",
+        "has its name in lower case without `PDS_`. A secret may be named by a file. A second and",
+        "third blob store have the settings of the first with a number in the name, such as",
+        "`PDS_BLOBSTORE_2_S3_BUCKET`.",
         "",
         "| setting | default | what it does |",
         "|---|---|---|",

@@ -66,6 +66,20 @@ class S3Server:
         }
         return S3Settings(**values)
 
+    def environment(self, number: int = 1) -> dict[str, str]:
+        """The same as settings of a server's blob store, the first or a further one."""
+        settings = self.settings()
+        prefix = "PDS_BLOBSTORE_S3_" if number == 1 else f"PDS_BLOBSTORE_{number}_S3_"
+        return {
+            f"{prefix}BUCKET": settings.bucket,
+            f"{prefix}ENDPOINT": self.endpoint,
+            f"{prefix}FORCE_PATH_STYLE": "true",
+            f"{prefix}ACCESS_KEY_ID": ACCESS_KEY,
+            f"{prefix}SECRET_ACCESS_KEY": SECRET_KEY,
+            f"{prefix}FOLDER": settings.folder,
+            f"{prefix}REQUEST_TIMEOUT_MS": "10000",
+        }
+
     def launch(self) -> None:
         """Start the server without waiting for it."""
         data = self.folder / "data"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pds.app.blobstores import s3_settings
 from pds.config import (
     WITHOUT_EFFECT,
     Config,
@@ -107,7 +108,19 @@ def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
         ({"PDS_BSKY_APP_VIEW_URL": "https://a.example"}, "set both or neither"),
         ({"PDS_TRUSTED_PROXIES": "10.0.0.1/8"}, "PDS_TRUSTED_PROXIES"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
-        ({"PDS_BLOBSTORE_S3_BUCKET": "x"}, "set PDS_BLOBSTORE_DISK_LOCATION instead"),
+        (
+            {"PDS_BLOBSTORE_S3_BUCKET": "x", "PDS_BLOBSTORE_DISK_LOCATION": "/x"},
+            "PDS_BLOBSTORE_DISK_LOCATION and PDS_BLOBSTORE_S3_BUCKET are both set",
+        ),
+        ({"PDS_BLOBSTORE_S3_ENDPOINT": "https://s3.example"}, "PDS_BLOBSTORE_S3_BUCKET is missing"),
+        ({"PDS_BLOBSTORE_S3_ENDPOINT": "s3.example"}, "PDS_BLOBSTORE_S3_ENDPOINT: must be a URL"),
+        (
+            {"PDS_BLOBSTORE_S3_BUCKET": "x", "PDS_BLOBSTORE_S3_ACCESS_KEY_ID": "k"},
+            "set both or neither",
+        ),
+        ({"PDS_BLOBSTORE_2_S3_REGION": "x"}, "set PDS_BLOBSTORE_2_S3_BUCKET"),
+        ({"PDS_BLOBSTORE_4_S3_BUCKET": "x"}, "is not a setting"),
+        ({"PDS_BLOBSTORE_WRITE_QUORUM": "2"}, "must be at most 1"),
         ({"PDS_PLC_ROTATION_KEY_KMS_KEY_ID": "x"}, "_PRIVATE_KEY_HEX instead"),
         ({"PDS_ENTRYWAY_URL": "https://e.example"}, "is not supported"),
         ({"PDS_HCAPTCHA_SITE_KEY": "x"}, "PDS_INVITE_REQUIRED=true"),
@@ -145,6 +158,50 @@ def test_serving_needs_the_lasting_secrets(missing: str) -> None:
     values = {name: value for name, value in REFERENCE_INSTALL.items() if name != missing}
     with pytest.raises(ConfigError, match=f"{missing} is missing"):
         check_for_serving(load_config(values))
+
+
+def test_the_bucket_settings_of_the_reference_are_understood() -> None:
+    config = load_config(
+        {
+            "PDS_BLOBSTORE_S3_BUCKET": "blobs",
+            "PDS_BLOBSTORE_S3_REGION": "eu-central-1",
+            "PDS_BLOBSTORE_S3_ENDPOINT": "https://s3.example.org",
+            "PDS_BLOBSTORE_S3_FORCE_PATH_STYLE": "true",
+            "PDS_BLOBSTORE_S3_ACCESS_KEY_ID": "key",
+            "PDS_BLOBSTORE_S3_SECRET_ACCESS_KEY": "hush",
+            "PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS": "20000",
+            "PDS_BLOBSTORE_S3_REQUEST_TIMEOUT_MS": "1500",
+        }
+    )
+    [place] = config.blob_places.values()
+    settings = s3_settings(place)
+    assert settings.bucket == "blobs"
+    assert settings.region == "eu-central-1"
+    assert settings.endpoint == "https://s3.example.org"
+    assert settings.force_path_style
+    assert (settings.access_key_id, settings.secret_access_key) == ("key", "hush")
+    assert (settings.upload_timeout_s, settings.request_timeout_s) == (20.0, 1.5)
+    assert settings.presigned_read_s is None
+    assert "hush" not in repr(config) + repr(settings)
+
+
+def test_further_blob_stores_have_numbers(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    values = {
+        "PDS_BLOBSTORE_DISK_LOCATION": "/blobs",
+        "PDS_BLOBSTORE_2_S3_BUCKET": "two",
+        "PDS_BLOBSTORE_2_S3_ACCESS_KEY_ID": "key",
+        "PDS_BLOBSTORE_2_S3_SECRET_ACCESS_KEY_FILE": str(secret),
+        "PDS_BLOBSTORE_3_DISK_LOCATION": "/more",
+    }
+    config = load_config(values)
+    assert config.blob_write_quorum == 2
+    places = config.blob_places
+    assert places[1].disk_location == Path("/blobs")
+    assert (places[2].s3_bucket, places[2].s3_secret_access_key) == ("two", "hush")
+    assert places[3].disk_location == Path("/more")
+    assert load_config({**values, "PDS_BLOBSTORE_WRITE_QUORUM": "1"}).blob_write_quorum == 1
 
 
 def test_harmless_names_of_the_reference_leave_a_notice() -> None:

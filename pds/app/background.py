@@ -1,12 +1,13 @@
 """Work that nobody asked for: first looks at clocks and relays, then everything that is timed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from pds.app.foundation import Foundation
+from pds.blobstore.replicated import ReplicatedBlobStore
 from pds.errors import RemoteError, StoreError, Unavailable
 from pds.log import get_logger
 from pds.net.xrpc_client import XrpcClient
@@ -67,6 +68,7 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
                     first_after_s=SCRUB_FIRST_AFTER_S,
                 )
             ),
+            *(group.create_task(work) for work in _blob_repairs(base)),
             group.create_task(_every(60, "repos.garbage", partial(_delete_old_repos, base))),
             group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
             group.create_task(_every(5, "clock.check", base.clock.check, first_after_s=5)),
@@ -82,6 +84,24 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
         await asyncio.gather(first, return_exceptions=True)
     if failure is not None:
         raise failure
+
+
+def _blob_repairs(base: Foundation) -> Iterator[Coroutine[Any, Any, None]]:
+    """What several blob stores need: soon what they missed, daily a comparison of their lists."""
+    store = base.blobstore
+    if not isinstance(store, ReplicatedBlobStore):
+        return
+
+    async def compare() -> None:
+        silent: set[str] = set()
+        async for found in store.scrub(verify=False, unreachable=silent):
+            if found.is_lost:
+                _log.error("blob.lost", aid=found.key.aid, cid=str(found.key.cid))
+        if silent:
+            _log.warning("blobstore.not_compared", stores=",".join(sorted(silent)))
+
+    yield _every(30, "blobs.repair", store.repair)
+    yield _every(DAY_S, "blobs.compare", compare, first_after_s=HOUR_S)
 
 
 async def _look_around(base: Foundation) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import pds
+from pds.app.blobstores import open_blobstore
 from pds.blobstore.base import BlobStore
-from pds.blobstore.disk import DiskBlobStore
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
 from pds.identity.cache import CacheTimes
@@ -90,9 +90,7 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     await engine.start()
     stack.push_async_callback(engine.close)
     await engine.transact("keys.check", keystore.check_master_key)
-    blobstore = DiskBlobStore(config.blob_location, temporary=config.data.blob_temporary_location)
-    stack.push_async_callback(blobstore.close)
-    await blobstore.start()
+    blobstore = await open_blobstore(config, stack)
     dates.urls = _reference_urls(config)
     resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine))
     stack.push_async_callback(resolver.close)

@@ -20,6 +20,7 @@ from hashlib import sha256
 from typing import Final, TypeVar
 
 from pds.blobstore.base import BlobKey, BlobMissing, BlobStore, StagedBlob
+from pds.blobstore.replicated import ReplicatedBlobStore
 from pds.errors import Corrupt, RequestError, StoreError
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json
@@ -169,6 +170,13 @@ class Blobs:
             raise self._note_damage(blob.key)
         yield last
 
+    async def presign(self, blob: OpenBlob) -> str | None:
+        """Return a URL outside this server to read an open blob from, if there shall be one.
+
+        Small blobs are in memory and checked by now, so they never have one.
+        """
+        return None if blob.content is not None else await self._store.presign(blob.key)
+
     async def list_stored(
         self,
         did: str,
@@ -256,7 +264,16 @@ class Blobs:
         return deleted + await self._delete_unknown(batch)
 
     async def scrub(self) -> AsyncIterator[tuple[BlobKey, bool]]:
-        """Read every stored blob and yield whether its bytes are those of its CID."""
+        """Read every stored blob and yield whether its bytes are those of its CID.
+
+        Several stores are compared and healed; a blob is then unsound when none has good bytes.
+        """
+        if isinstance(self._store, ReplicatedBlobStore):
+            async for found in self._store.scrub():
+                if found.is_lost:
+                    self._note_damage(found.key)
+                yield found.key, not found.is_lost
+            return
         async for key, _ in self._store.list():
             digest = sha256()
             try:

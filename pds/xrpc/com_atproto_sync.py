@@ -149,6 +149,8 @@ async def get_blob(call: Call) -> web.StreamResponse:
     }
     if headers["ETag"] in call.request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
+    if call.request.method != "HEAD" and (url := await call.services.blobs.presign(blob)):
+        return web.Response(status=307, headers={"Location": url, "Cache-Control": "no-store"})
     start, end = _parse_range(call.request.headers.get("Range"), blob.size)
     if start >= end and blob.size > 0:
         limits = {"Content-Range": f"bytes */{blob.size}"}

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,11 +40,16 @@ def bound_socket() -> socket.socket:
 
 
 @asynccontextmanager
-async def host_in(folder: Path, *, plc: PlcDirectory | None = None) -> AsyncIterator[Host]:
+async def host_in(
+    folder: Path,
+    *,
+    plc: PlcDirectory | None = None,
+    change: Callable[[Config], Config] = lambda c: c,
+) -> AsyncIterator[Host]:
     """Run a server on `folder`; entering again on the same folder is a restart."""
     plc = plc or PlcDirectory(now_us=lambda: time.time_ns() // 1000, file=folder / "plc.jsonl")
     sock, plc_sock = bound_socket(), bound_socket()
-    config = _config(folder, sock, plc_sock)
+    config = change(_config(folder, sock, plc_sock))
     mailbox = MemoryMailbox()
     options = Options(mailbox=mailbox, plc=EmbeddedPlc(plc, plc_sock), check_outputs=True)
     async with (

@@ -1,4 +1,4 @@
-"""The S3 server of this package's tests."""
+"""What tests of several packages start only once."""
 
 import pytest
 

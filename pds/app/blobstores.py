@@ -1,0 +1,90 @@
+"""Opens the places where blobs are kept, as the settings name them."""
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+from pds.blobstore.base import BlobStore
+from pds.blobstore.disk import DiskBlobStore
+from pds.blobstore.replicated import ReplicatedBlobStore
+from pds.blobstore.spool import Spool
+from pds.config import Config
+from pds.errors import ConfigError
+from pds.services.blob_places import BlobPlaceSettings
+
+if TYPE_CHECKING:
+    from pds.blobstore.s3 import S3Settings
+
+SPOOL_FOLDER: Final = "uploads"
+PRESIGNED_READ_S: Final = 300.0
+
+
+async def open_blobstore(config: Config, stack: AsyncExitStack) -> BlobStore:
+    """Open the one place, or several as one; `stack` closes them. Raises: ConfigError."""
+    spool = await open_spool(config, stack)
+    stores = [
+        await open_place(config, number, spool, stack) for number in sorted(config.blob_places)
+    ]
+    if len(stores) == 1:
+        return stores[0]
+    store = ReplicatedBlobStore(stores, spool, quorum=config.blob_write_quorum)
+    stack.push_async_callback(store.close)
+    return store
+
+
+async def open_spool(config: Config, stack: AsyncExitStack) -> Spool:
+    """Open the place where uploads wait for their way to a bucket. Raises: ConfigError."""
+    spool = Spool(config.blobstore.disk_temporary_location or config.data.directory / SPOOL_FOLDER)
+    if list(config.blob_places) != [1] or config.blobstore.s3_bucket is not None:
+        await spool.start()
+    stack.push_async_callback(spool.close)
+    return spool
+
+
+async def open_place(config: Config, number: int, spool: Spool, stack: AsyncExitStack) -> BlobStore:
+    """Open one of the configured places. Raises: ConfigError."""
+    place = config.blob_places.get(number)
+    if place is None:
+        raise ConfigError(
+            f"there is no blob store {number}: set PDS_BLOBSTORE_{number}_S3_BUCKET or"
+            f" PDS_BLOBSTORE_{number}_DISK_LOCATION"
+        )
+    if place.s3_bucket is None:
+        location = place.disk_location or config.blob_location
+        disk = DiskBlobStore(location, temporary=place.disk_temporary_location)
+        stack.push_async_callback(disk.close)
+        await disk.start()
+        return disk
+    try:
+        from pds.blobstore.s3 import S3BlobStore
+    except ImportError as error:
+        raise ConfigError(
+            "PDS_BLOBSTORE_S3_BUCKET needs the extra `s3`: pip install 'freehold-pds[s3]'"
+        ) from error
+    return S3BlobStore(s3_settings(place), spool)
+
+
+def s3_settings(place: BlobPlaceSettings) -> "S3Settings":
+    """Return what the S3 store wants to know. Raises: ConfigError."""
+    from pds.blobstore.s3 import S3Settings
+
+    if place.s3_bucket is None:
+        raise ConfigError("PDS_BLOBSTORE_S3_BUCKET is missing")
+    certificates: bytes | None = None
+    if place.s3_ca_file is not None:
+        try:
+            certificates = place.s3_ca_file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"PDS_BLOBSTORE_S3_CA_FILE: {error}") from error
+    return S3Settings(
+        bucket=place.s3_bucket,
+        region=place.s3_region,
+        endpoint=place.s3_endpoint,
+        force_path_style=place.s3_force_path_style,
+        access_key_id=place.s3_access_key_id,
+        secret_access_key=place.s3_secret_access_key,
+        folder=place.s3_folder,
+        ca_pem=certificates,
+        upload_timeout_s=place.s3_upload_timeout_s,
+        request_timeout_s=place.s3_request_timeout_s,
+        presigned_read_s=PRESIGNED_READ_S if place.s3_presigned_reads else None,
+    )
