@@ -7,7 +7,8 @@ time would cost a thread hop. So rows are remembered here, under these rules:
   runs it after the commit and before the change is answered, so on this node nobody ever sees the
   old state after the answer;
 * a value read from a snapshot older than a change is never remembered (`ticket`);
-* entries are also dropped after `ttl_s`: the bound for changes made by other nodes;
+* other nodes are told with the commit, and forget a moment later; entries are also dropped after
+  `ttl_s`, the bound should that fail;
 * the number of entries is bounded, least recently used first. Absence is never remembered.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from pds.store.accounts import Account, get_account, get_account_by_aid
-from pds.store.engine import Engine, Txn
+from pds.store.engine import Engine, ForeignCommits, Txn
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,6 +76,13 @@ class AidCache(Generic[K, V]):
         for key in self._keys.pop(aid, ()):
             del self._entries[key]
 
+    def forget_foreign(self, commits: ForeignCommits) -> None:
+        """Drop what hangs on accounts that other nodes changed."""
+        if commits.aids is None:
+            self.ticket += 1
+        for aid in list(self._keys) if commits.aids is None else commits.aids:
+            self.forget(aid)
+
     def forget_key(self, key: K) -> None:
         """Drop one entry."""
         self.ticket += 1
@@ -105,6 +113,7 @@ class AccountCache:
         self._rows: AidCache[int | str, Account] = AidCache(
             capacity=capacity, ttl_s=ttl_s, monotonic=monotonic
         )
+        engine.add_foreign_hook(self._rows.forget_foreign)
 
     def peek(self, aid: int) -> Account | None:
         """Return the account if it is in memory."""
@@ -148,5 +157,6 @@ class AccountCache:
         self._rows.forget(aid)
 
     def forget_after(self, txn: Txn, aid: int) -> None:
-        """Drop an account from memory once the transaction that changes it is committed."""
+        """Drop an account from memory, here and on other nodes, once its change is committed."""
         txn.on_commit(lambda: self.forget(aid))
+        txn.announce(aid)

@@ -27,8 +27,14 @@ from pds.errors import RequestError, StoreError
 from pds.protocol.frames import decode_frame, encode_error_frame, encode_info_frame
 from pds.services.firehose_ring import Ring, binary_message
 from pds.store.clock import Clock
-from pds.store.engine import CommittedEvent, Engine
-from pds.store.events import EventPage, StoredEvent, get_event_page, get_missed_through
+from pds.store.engine import CommittedEvent, Engine, ForeignCommits
+from pds.store.events import (
+    EventPage,
+    StoredEvent,
+    get_event_page,
+    get_last_seq,
+    get_missed_through,
+)
 
 CLOSE_NORMAL: Final = 1000
 CLOSE_POLICY: Final = 1008
@@ -164,6 +170,7 @@ class Firehose:
         """Begin at the newest event of the open engine and follow it from now on."""
         self._ring = self._new_ring(self._engine.last_seq)
         self._engine.add_event_hook(self.publish)
+        self._engine.add_foreign_hook(self.note_foreign)
 
     async def run(self) -> None:
         """Look after readers, once a second, until cancelled."""
@@ -192,6 +199,12 @@ class Firehose:
                 self._wake_tailer()
                 break
         self._schedule_fan_out()
+
+    def note_foreign(self, commits: ForeignCommits) -> None:
+        """Read what other nodes have committed. Runs on the event loop."""
+        if commits.last_seq > self._ring.head_seq and not self._is_closing:
+            self._has_gap = True
+            self._wake_tailer()
 
     def _append(self, seq: int, aid: int, kind: str, frame: bytes) -> None:
         self._ring.append(seq, aid, kind, frame)
@@ -263,13 +276,30 @@ class Firehose:
         if cursor is None:
             self._follow_ring(reader, self._ring.head_seq)
         elif cursor > max(self._engine.last_seq, self._ring.head_seq):
-            self._refuse(reader, "FutureCursor", "Cursor in the future.")
+            reader.task = asyncio.get_running_loop().create_task(self._judge(reader, cursor))
         elif cursor >= self._ring.floor_seq:
             self._follow_ring(reader, cursor)
         else:
             reader.cursor = cursor
             reader.task = asyncio.get_running_loop().create_task(self._replay(reader, is_new=True))
         return reader
+
+    async def _judge(self, reader: Subscription, cursor: int) -> None:
+        """Refuse a cursor above every number; another node may have given out this one."""
+        try:
+            last_seq = await self._engine.read("firehose.last_seq", get_last_seq)
+        except StoreError as error:
+            _log.warning("firehose.cursor_unknown", extra={"reason": str(error)})
+            reader.task = None
+            self._end(reader, CLOSE_INTERNAL, "InternalServerError")
+            return
+        reader.task = None
+        if not reader.is_open:
+            return
+        if cursor > max(last_seq, self._engine.last_seq):
+            self._refuse(reader, "FutureCursor", "Cursor in the future.")
+        else:
+            self._follow_ring(reader, cursor)
 
     def forget(self, reader: Subscription) -> None:
         """Drop a reader whose connection is closed."""

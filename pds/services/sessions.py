@@ -128,6 +128,7 @@ class Sessions:
         self._did_documents = did_documents
         self._monotonic = monotonic
         self._live: AidCache[str, int] = AidCache(monotonic=monotonic)
+        engine.add_foreign_hook(self._live.forget_foreign)
         limits = self._settings.limits
         self._attempts = None if limits is None else AttemptCounter(limits, monotonic=monotonic)
         self._vain_attempts = (
@@ -343,22 +344,29 @@ class Sessions:
         claims = self._tokens.parse_refresh(
             token, now_s=self._wall.now_us() / US_PER_S, expired_ok=True
         )
-        await self._engine.transact("session.end", self.end_session, claims.session_id)
+        known = await self._accounts.get(claims.did)
+        aids = () if known is None else (known.aid,)
+        await self._engine.transact(
+            "session.end", self._end_session, claims.session_id, aids, accounts=aids
+        )
 
-    def end_session(self, txn: Txn, session_id: str) -> None:
-        """End one session, inside a transaction of the caller's."""
+    def _end_session(self, txn: Txn, session_id: str, aids: tuple[int, ...]) -> None:
         rows.delete_session_chain(txn, session_id)
         txn.on_commit(lambda: self._live.forget_key(session_id))
+        for aid in aids:
+            txn.announce(aid)
 
     def end_sessions(self, txn: Txn, aid: int, *, keep_session_id: str | None = None) -> None:
         """End all sessions of an account, inside a transaction of the caller's (XRPC-26)."""
         rows.delete_account_sessions(txn, aid, keep_session_id=keep_session_id)
         txn.on_commit(lambda: self._live.forget(aid))
+        txn.announce(aid)
 
     def end_app_password_sessions(self, txn: Txn, aid: int, app_password_id: int) -> None:
         """End the sessions opened with an app password, inside the caller's transaction."""
         rows.delete_app_password_sessions(txn, aid, app_password_id)
         txn.on_commit(lambda: self._live.forget(aid))
+        txn.announce(aid)
 
     async def sweep(self) -> int:
         """Delete the rows of expired tokens and return how many there were."""

@@ -4,6 +4,11 @@ A blob is *temporary* until a record refers to it (`stored_at` is null), then it
 a record of the account does. A row that goes leaves a line in `blob_garbage`, in the same
 transaction, and a later job deletes the bytes; so no row is ever without bytes because of us.
 
+Any node may delete and any node may upload. Who wants to delete bytes first claims them here, which
+fails when the blob has a row again. An upload that finds a claim has stored its bytes too early: it
+waits for the claim to end, stores them again, and only then gets its row. A claim of a node that
+died counts for `CLAIM_US`; so no deletion may last that long.
+
 References stand in `blob_ref` whether or not the bytes are here: an imported repo may come before
 its blobs (XRPC-86).
 """
@@ -16,6 +21,8 @@ from pds.errors import RequestError
 from pds.protocol.cid import Cid
 from pds.protocol.data import BlobRef
 from pds.store.engine import Txn
+
+CLAIM_US: Final = 60 * 1_000_000
 
 _COLUMNS: Final = "cid, mime_type, size, created_at, stored_at, takedown_ref"
 
@@ -56,8 +63,13 @@ def get_blob(txn: Txn, aid: int, cid: Cid) -> Blob | None:
     return None if row is None else Blob(Cid(row[0]), *row[1:])
 
 
-def insert_upload(txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, now_us: int) -> Blob:
+def insert_upload(
+    txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, now_us: int
+) -> Blob | None:
     """Note an upload whose bytes are stored, and return the row.
+
+    Returns None, and notes nothing, when a node may be deleting the bytes: store them again after
+    the claim has ended.
 
     A blob that is there already keeps its type; a temporary one starts its time anew. If a record
     refers to the CID already (the repo was imported first), the blob is permanent at once.
@@ -67,6 +79,10 @@ def insert_upload(txn: Txn, aid: int, *, cid: Cid, mime_type: str, size: int, no
     known = get_blob(txn, aid, cid)
     if known is not None and known.is_taken_down:
         raise RequestError("InvalidRequest", "This blob has been taken down and is not accepted")
+    if (claimed_at := _claimed_at(txn, aid, cid)) is not None:
+        if claimed_at <= now_us - CLAIM_US:
+            txn.write("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
+        return None
     txn.write("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
     if known is not None and not known.is_temporary:
         return known
@@ -109,9 +125,12 @@ def claim_blobs(
                     f"Referenced size does not match the uploaded blob: "
                     f"{ref.size}, uploaded {blob.size} bytes",
                 )
-            txn.write(
-                "UPDATE blob SET stored_at = ? WHERE aid = ? AND cid = ?", (now_us, aid, ref.cid)
+            kept = txn.write(
+                "UPDATE blob SET stored_at = ? WHERE aid = ? AND cid = ? RETURNING size",
+                (now_us, aid, ref.cid),
             )
+            if not kept:  # collected by another node since it was read
+                raise RequestError("BlobNotFound", f"Could not find blob: {ref.cid}")
         txn.write(
             "INSERT INTO blob_ref (repo_id, cid, path, rev) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (repo_id, cid, path) DO UPDATE SET rev = excluded.rev",
@@ -174,20 +193,63 @@ def collect_temporary(txn: Txn, *, before_us: int, now_us: int, limit: int) -> i
         " AND created_at < ? ORDER BY created_at LIMIT ?",
         (before_us, limit),
     )
+    # Other nodes may have claimed some of them until they were locked.
+    txn.lock_accounts({aid for aid, _ in rows})
     for aid, cid in rows:
-        _discard(txn, aid, Cid(cid), now_us)
+        blob = get_blob(txn, aid, Cid(cid))
+        if blob is not None and blob.is_temporary and blob.created_at < before_us:
+            _discard(txn, aid, blob.cid, now_us)
     return len(rows)
 
 
-def list_garbage(txn: Txn, *, limit: int) -> list[tuple[int, Cid]]:
-    """Return blobs whose bytes are to be deleted, the oldest first."""
-    rows = txn.read("SELECT aid, cid FROM blob_garbage ORDER BY queued_at LIMIT ?", (limit,))
+def list_garbage(txn: Txn, *, now_us: int, limit: int) -> list[tuple[int, Cid]]:
+    """Return blobs whose bytes wait for a node to delete them, the oldest first."""
+    rows = txn.read(
+        "SELECT aid, cid FROM blob_garbage WHERE claimed_at IS NULL OR claimed_at <= ?"
+        " ORDER BY queued_at LIMIT ?",
+        (now_us - CLAIM_US, limit),
+    )
     return [(aid, Cid(cid)) for aid, cid in rows]
 
 
-def forget_garbage(txn: Txn, keys: Sequence[tuple[int, Cid]]) -> None:
-    """Note that the bytes are gone."""
-    txn.write_many("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", list(keys))
+def claim_garbage(txn: Txn, aid: int, cid: Cid, *, now_us: int) -> bool:
+    """Take the right to delete the bytes of a blob, queued or not; returns whether it was given.
+
+    It is not when the blob has a row, or another node deletes the bytes already.
+    """
+    if get_blob(txn, aid, cid) is not None:
+        txn.write("DELETE FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
+        return False
+    if is_garbage_claimed(txn, aid, cid, now_us=now_us):
+        return False
+    txn.write(
+        "INSERT INTO blob_garbage (aid, cid, queued_at, claimed_at) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (aid, cid) DO UPDATE SET claimed_at = excluded.claimed_at",
+        (aid, cid, now_us, now_us),
+    )
+    return True
+
+
+def is_garbage_claimed(txn: Txn, aid: int, cid: Cid, *, now_us: int) -> bool:
+    """Whether a node may be deleting the bytes just now."""
+    claimed_at = _claimed_at(txn, aid, cid)
+    return claimed_at is not None and claimed_at > now_us - CLAIM_US
+
+
+def release_garbage(txn: Txn, aid: int, cid: Cid, *, claimed_at: int) -> None:
+    """Give a claim back: the bytes could not be deleted, and nobody is trying any more."""
+    txn.write(
+        "UPDATE blob_garbage SET claimed_at = NULL WHERE aid = ? AND cid = ? AND claimed_at = ?",
+        (aid, cid, claimed_at),
+    )
+
+
+def forget_garbage(txn: Txn, aid: int, cid: Cid, *, claimed_at: int) -> None:
+    """Note that the bytes are gone, under the claim of that instant."""
+    txn.write(
+        "DELETE FROM blob_garbage WHERE aid = ? AND cid = ? AND claimed_at = ?",
+        (aid, cid, claimed_at),
+    )
 
 
 def known_blobs(txn: Txn, keys: Sequence[tuple[int, Cid]]) -> set[tuple[int, Cid]]:
@@ -218,6 +280,15 @@ def _is_referenced(txn: Txn, aid: int, cid: Cid) -> bool:
 
 def _discard(txn: Txn, aid: int, cid: Cid, now_us: int) -> None:
     txn.write("DELETE FROM blob WHERE aid = ? AND cid = ?", (aid, cid))
+    _queue_garbage(txn, aid, cid, now_us)
+
+
+def _claimed_at(txn: Txn, aid: int, cid: Cid) -> int | None:
+    row = txn.read_one("SELECT claimed_at FROM blob_garbage WHERE aid = ? AND cid = ?", (aid, cid))
+    return None if row is None else row[0]
+
+
+def _queue_garbage(txn: Txn, aid: int, cid: Cid, now_us: int) -> None:
     txn.write(
         "INSERT INTO blob_garbage (aid, cid, queued_at) VALUES (?, ?, ?)"
         " ON CONFLICT (aid, cid) DO UPDATE SET queued_at = excluded.queued_at",

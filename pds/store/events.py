@@ -78,6 +78,11 @@ def get_event_page(txn: Txn, after: int, max_events: int, max_bytes: int) -> Eve
     return EventPage(tuple(StoredEvent(*row) for row in events), through, is_last)
 
 
+def get_last_seq(txn: Txn) -> int:
+    """Return the highest number that any node has given out."""
+    return int(txn.read("SELECT last_seq FROM seq WHERE id = 1")[0][0])
+
+
 def get_missed_through(txn: Txn, window_start: int) -> int:
     """Return the highest number that readers can no longer get; 0 if they can get everything.
 

@@ -37,6 +37,9 @@ ORPHAN_TIMEOUT: Final = "30s"
 """When the server ends a transaction whose client is silent. A COMMIT with unknown outcome is
 settled after at most this."""
 
+NOWHERE: Final = "\ufdd0"
+"""A noncharacter: no text that came in over the network and was accepted as a key holds it."""
+
 _DEFAULTS: Final = {
     "application_name": "freehold",
     "connect_timeout": "5",
@@ -78,7 +81,9 @@ def check_url(url: str) -> str:
 
 def translate(error: Exception, *, is_lost: bool = False) -> StoreError:
     """Return the store's own error for one of PostgreSQL's."""
-    text = f"{type(error).__name__}: {error}".strip()
+    # The details quote rows, which may hold what no log may show.
+    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    text = f"{type(error).__name__}: {said or error}".strip()
     if isinstance(error, errors.UniqueViolation):
         return Conflict(text)
     if isinstance(error, errors.DataCorrupted | errors.IndexCorrupted):
@@ -93,6 +98,13 @@ def translate(error: Exception, *, is_lost: bool = False) -> StoreError:
     if isinstance(error, psycopg.OperationalError) or state[:2] in _UNAVAILABLE_CLASSES:
         return Unavailable(text)
     return StoreError(text)
+
+
+def _without_nul(sql: str, params: Params) -> Params:
+    """Let a search for a text with NUL find nothing: PostgreSQL neither stores nor compares it."""
+    if not sql.startswith("SELECT"):
+        raise StoreError("a text with NUL cannot be stored")
+    return [value.replace("\0", NOWHERE) if isinstance(value, str) else value for value in params]
 
 
 class Link:
@@ -152,6 +164,8 @@ class Link:
         cursor = self._cursor
         if cursor is None:
             raise Interrupted("the connection to the database was lost")
+        if any(type(value) is str and "\0" in value for value in params):
+            params = _without_nul(sql, params)
         try:
             if not params:
                 cursor.execute(self._convert(sql), binary=True)

@@ -292,6 +292,7 @@ def _release_garbage_blobs(txn: Txn, repo_id: int, max_rows: int) -> int:
     if owner is None:
         return 0
     aid, queued_at = owner
+    txn.lock_accounts((aid,))
     rows = txn.read(
         "SELECT path FROM blob_ref WHERE repo_id = ? ORDER BY path LIMIT ?", (repo_id, max_rows)
     )

@@ -135,6 +135,7 @@ async def test_the_newest_number_is_a_valid_cursor(host: Host) -> None:
 async def test_a_cursor_ahead_is_refused_with_future_cursor(host: Host) -> None:
     seqs = await host.emit()
     sink = host.read(seqs[-1] + 1)
+    await sink.reader.task
     assert [frame.payload["error"] for frame in sink.frames] == ["FutureCursor"]
     assert sink.frames[0].op == -1
     assert sink.closed == (1008, "FutureCursor")
