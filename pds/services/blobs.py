@@ -1,8 +1,9 @@
 """Blobs as clients use them: upload, download, lists, and the collection of what nobody needs.
 
 An upload is hashed while it streams in, its bytes are durable before its row exists, and the row
-exists before the client has an answer. Bytes of blobs without a row are deleted by jobs; a lock per
-blob keeps such a job from deleting what an upload of the same bytes is just storing. What is done
+exists before the client has an answer. Bytes of blobs without a row are deleted by jobs, under a
+claim in the database (`pds.store.blobs`) that keeps every node's uploads of the same bytes apart
+from the deletion. A lock per blob spares uploads of this process the wait for a claim. What is done
 under that lock is finished even if the caller goes away: a transaction that was handed in happens,
 and must not happen after the lock is free.
 
@@ -21,7 +22,7 @@ from typing import Final, TypeVar
 
 from pds.blobstore.base import BlobKey, BlobMissing, BlobStore, StagedBlob
 from pds.blobstore.replicated import ReplicatedBlobStore
-from pds.errors import Corrupt, RequestError, StoreError
+from pds.errors import Corrupt, RequestError, StoreError, Unavailable
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json
 from pds.protocol.syntax import InvalidSyntax, Tid, parse_tid
@@ -31,16 +32,20 @@ from pds.services.principal import Principal
 from pds.services.settings import setting
 from pds.store.accounts import get_account_by_aid
 from pds.store.blobs import (
+    CLAIM_US,
     Blob,
     MissingBlob,
+    claim_garbage,
     collect_temporary,
     forget_garbage,
     get_blob,
     insert_upload,
+    is_garbage_claimed,
     known_blobs,
     list_blobs,
     list_garbage,
     list_missing_blobs,
+    release_garbage,
 )
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
@@ -53,6 +58,11 @@ MIN_TEMPORARY_S: Final = 3600
 JOB_ROWS: Final = 500
 ORPHAN_AGE_US: Final = 6 * 3600 * 1_000_000
 """Bytes without a row younger than this may belong to an upload under way."""
+
+DELETE_TIMEOUT_S: Final = CLAIM_US / 1_000_000 / 3
+"""No deletion may go on when its claim has run out, also by the clock of another node."""
+CLAIM_PATIENCE_S: Final = 10.0
+CLAIM_POLL_S: Final = 0.05
 
 MAX_DAMAGED: Final = 10_000
 """Damaged blobs that are remembered; with more of them the disk is the problem."""
@@ -237,7 +247,9 @@ class Blobs:
                 break
         deleted = 0
         while True:
-            batch = await self._engine.read("blob.list_garbage", _list_garbage)
+            batch = await self._engine.read(
+                "blob.list_garbage", _list_garbage, self._clock.now_us()
+            )
             failed = False
             for aid, cid in batch:
                 try:
@@ -299,30 +311,65 @@ class Blobs:
     async def _delete_bytes(self, key: BlobKey) -> bool:
         with self._locked(key) as lock:
             async with lock:
-                row = await self._engine.read("blob.get", get_blob, key.aid, key.cid)
-                gone = row is None and await self._store.delete(key)
-                await self._engine.transact(
-                    "blob.forget_garbage", forget_garbage, [(key.aid, key.cid)], bulk=True
+                claimed_at = self._clock.now_us()
+                is_ours = await self._engine.transact(
+                    "blob.claim", _claim, key, claimed_at, accounts=(key.aid,), bulk=True
                 )
+                if not is_ours:
+                    return False
+                try:
+                    async with asyncio.timeout(DELETE_TIMEOUT_S):
+                        was_there = await self._store.delete(key)
+                except TimeoutError as error:
+                    # It may still happen: the claim stands until that is out of the question.
+                    raise Unavailable(f"blob {key.cid} could not be deleted in time") from error
+                except StoreError:
+                    await self._end_claim(key, claimed_at, is_gone=False)
+                    raise
+                await self._end_claim(key, claimed_at, is_gone=True)
                 self._damaged.discard(key)
-        return gone
+        return was_there
+
+    async def _end_claim(self, key: BlobKey, claimed_at: int, *, is_gone: bool) -> None:
+        await self._engine.transact(
+            "blob.end_claim",
+            _end_claim,
+            key,
+            claimed_at,
+            is_gone,
+            accounts=(key.aid,),
+            bulk=True,
+        )
 
     async def _store_staged(self, key: BlobKey, staged: StagedBlob, mime_type: str) -> Blob:
         """Make an upload durable, then its row."""
         with self._locked(key) as lock:
             async with lock:
-                await staged.store(key.aid)
-                blob = await self._engine.transact(
-                    "blob.upload",
-                    _note_upload,
-                    key,
-                    mime_type,
-                    staged.size,
-                    self._clock.now_us(),
-                    accounts=(key.aid,),
-                )
+                while True:
+                    await staged.store(key.aid)
+                    blob = await self._engine.transact(
+                        "blob.upload",
+                        _note_upload,
+                        key,
+                        mime_type,
+                        staged.size,
+                        self._clock.now_us(),
+                        accounts=(key.aid,),
+                    )
+                    if blob is not None:
+                        break
+                    await self._wait_for_claim(key)
                 self._damaged.discard(key)
         return blob
+
+    async def _wait_for_claim(self, key: BlobKey) -> None:
+        """Wait until no node is deleting the bytes. Raises: Unavailable after some seconds."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + CLAIM_PATIENCE_S
+        while await self._engine.read("blob.claim", _is_claimed, key, self._clock.now_us()):
+            if loop.time() > until_s:
+                raise Unavailable("the same blob is just being deleted; upload it again")
+            await asyncio.sleep(CLAIM_POLL_S)
 
     def _note_damage(self, key: BlobKey) -> Corrupt:
         if key not in self._damaged:
@@ -371,7 +418,7 @@ class _Lock:
         self.users = 0
 
 
-def _note_upload(txn: Txn, key: BlobKey, mime_type: str, size: int, now_us: int) -> Blob:
+def _note_upload(txn: Txn, key: BlobKey, mime_type: str, size: int, now_us: int) -> Blob | None:
     account = get_account_by_aid(txn, key.aid)
     if account is None:
         raise RequestError("AccountNotFound", "Account not found", 403)
@@ -384,8 +431,21 @@ def _collect_temporary(txn: Txn, before_us: int, now_us: int) -> int:
     return collect_temporary(txn, before_us=before_us, now_us=now_us, limit=JOB_ROWS)
 
 
-def _list_garbage(txn: Txn) -> list[tuple[int, Cid]]:
-    return list_garbage(txn, limit=JOB_ROWS)
+def _list_garbage(txn: Txn, now_us: int) -> list[tuple[int, Cid]]:
+    return list_garbage(txn, now_us=now_us, limit=JOB_ROWS)
+
+
+def _claim(txn: Txn, key: BlobKey, now_us: int) -> bool:
+    return claim_garbage(txn, key.aid, key.cid, now_us=now_us)
+
+
+def _is_claimed(txn: Txn, key: BlobKey, now_us: int) -> bool:
+    return is_garbage_claimed(txn, key.aid, key.cid, now_us=now_us)
+
+
+def _end_claim(txn: Txn, key: BlobKey, claimed_at: int, is_gone: bool) -> None:
+    end = forget_garbage if is_gone else release_garbage
+    end(txn, key.aid, key.cid, claimed_at=claimed_at)
 
 
 def _account(txn: Txn, did: str, principal: Principal | None) -> AccountRepo:
