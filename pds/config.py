@@ -138,11 +138,23 @@ class DataSettings:
     directory: Path = setting(  # noqa: RUF009
         "PDS_DATA_DIRECTORY", "Folder of the database and the master key.", default=Path("data")
     )
+    database_url: str | None = setting(
+        "PDS_DATABASE_URL",
+        "PostgreSQL database (`postgresql://...`), which any number of nodes may share; SQLite in"
+        " the data folder when unset. Nodes need the same keys, secrets and blobs, and clocks"
+        " within 2 s of the database's.",
+        secret=True,
+    )
     master_key: str | None = setting(
         "PDS_MASTER_KEY",
         "Key above all private keys, 64 hex digits; a file in the data folder when unset.",
         secret=True,
     )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may use the same database."""
+        return self.database_url is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

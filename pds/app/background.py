@@ -16,6 +16,7 @@ from pds.services.blobs import Blobs
 from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
 from pds.store.clock import get_accepted_us
+from pds.store.nodes import forget_old_nodes
 from pds.store.repos import delete_garbage, list_garbage
 
 US_PER_S: Final = 1_000_000
@@ -73,6 +74,7 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
             group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
             group.create_task(_every(5, "clock.check", base.clock.check, first_after_s=5)),
             group.create_task(_every(30, "accounts.recover", services.accounts.recover)),
+            group.create_task(_every(DAY_S, "nodes.forget", partial(_forget_nodes, base))),
             group.create_task(_every(600, "sessions.sweep", services.sessions.sweep)),
         ]
         try:
@@ -177,6 +179,11 @@ async def _delete_old_repos(base: Foundation) -> None:
             is_done = await base.engine.transact(
                 "repos.garbage", delete_garbage, repo_id, bulk=True
             )
+
+
+async def _forget_nodes(base: Foundation) -> None:
+    """Drop what nodes left behind that are gone."""
+    await base.engine.transact("nodes.forget", forget_old_nodes, base.clock.now_us(), bulk=True)
 
 
 async def _forget_identities(base: Foundation) -> None:

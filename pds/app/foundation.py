@@ -13,6 +13,7 @@ from typing import Final
 
 import pds
 from pds.app.blobstores import open_blobstore
+from pds.app.database import make_engine
 from pds.blobstore.base import BlobStore
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
@@ -25,11 +26,10 @@ from pds.net.dns import DnsClient, DnsSettings
 from pds.net.http import GuardedClient, HttpSettings, TrustedClient
 from pds.protocol.keys import Signer, make_signer
 from pds.services.identity_store import SavedIdentities
+from pds.store.base import ThreadedEngine
 from pds.store.clock import CheckedClock
-from pds.store.keystore import Keystore, load_master_key, parse_master_key
-from pds.store.sqlite import SqliteEngine, SqliteSettings
+from pds.store.keystore import Keystore, knows_master_key, load_master_key, parse_master_key
 
-DATABASE_FILE: Final = "freehold.sqlite"
 MASTER_KEY_FILE: Final = "master-key"
 ASK_TIMEOUT_S: Final = 3.0
 
@@ -43,7 +43,7 @@ class Foundation:
     """
 
     config: Config
-    engine: SqliteEngine
+    engine: ThreadedEngine
     clock: CheckedClock
     blobstore: BlobStore
     keystore: Keystore
@@ -61,8 +61,6 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
 
     Raises: ConfigError, StoreError.
     """
-    folder = config.data.directory
-    keystore = open_keystore(config)
     user_agent = f"Freehold/{pds.__version__} (+{config.public_url})"
     dates = References()
     to_named = HttpSettings.trusted(
@@ -86,9 +84,11 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     plc = PlcClient(config.identity.plc_read_url or plc_url, trusted, write_url=plc_url)
     clock = CheckedClock(dates.ask)
     await clock.start(last_seq=0)  # Believed for the opening alone: nothing is numbered in it.
-    engine = SqliteEngine(SqliteSettings(folder / DATABASE_FILE), clock)
+    engine = make_engine(config, clock)
     await engine.start()
     stack.push_async_callback(engine.close)
+    is_new = not await engine.read("keys.known", knows_master_key)
+    keystore = open_keystore(config, is_new=is_new)
     await engine.transact("keys.check", keystore.check_master_key)
     blobstore = await open_blobstore(config, stack)
     dates.urls = _reference_urls(config)
@@ -147,16 +147,18 @@ def _reference_urls(config: Config) -> list[str]:
     return [f"{config.identity.plc_url}/_health", *relays]
 
 
-def open_keystore(config: Config) -> Keystore:
-    """Return the keystore under the configured master key. Raises: ConfigError."""
-    return Keystore(_master_key(config))
+def open_keystore(config: Config, *, is_new: bool = False) -> Keystore:
+    """Return the keystore under the configured master key. Raises: ConfigError.
+
+    `is_new` says that no key was ever used with this database, so that one may be made.
+    """
+    return Keystore(_master_key(config, is_new))
 
 
-def _master_key(config: Config) -> bytes:
+def _master_key(config: Config, is_new: bool) -> bytes:
     if config.data.master_key:
         return parse_master_key(config.data.master_key)
     file = config.data.directory / MASTER_KEY_FILE
-    is_new = not (config.data.directory / DATABASE_FILE).exists()
     # A lost key file must not be replaced: what it opened would be lost without a word.
     return load_master_key(file, entropy=secrets.token_bytes(32) if is_new else None)
 

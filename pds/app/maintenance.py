@@ -1,20 +1,22 @@
 """Acts on the data of a server that is not running.
 
-The lock on the data folder makes sure of that: with a running server every one of these fails.
+With SQLite the lock on the data folder makes sure of that: with a running server every one of these
+fails. With PostgreSQL they lock what they change, as any node does.
 """
 
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pds.app.foundation import DATABASE_FILE, open_keystore
+from pds.app.database import has_database, make_engine
+from pds.app.foundation import open_keystore
 from pds.app.wiring import CLOCK_IDS
 from pds.config import Config
 from pds.errors import ConfigError
 from pds.services.rev_repair import RevRepair, repair_rev
+from pds.store.base import ThreadedEngine
 from pds.store.clock import SystemClock, put_accepted_us
 from pds.store.engine import Txn
-from pds.store.sqlite import SqliteEngine, SqliteSettings
 
 
 async def accept_clock(config: Config) -> None:
@@ -44,13 +46,12 @@ async def repair_repo_rev(config: Config, did_or_handle: str) -> RevRepair:
 
 
 @asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[SqliteEngine]:
-    path = config.data.directory / DATABASE_FILE
-    if not path.exists():
+async def _opened(config: Config) -> AsyncIterator[ThreadedEngine]:
+    if not has_database(config):
         raise ConfigError(
             f"there is no database in {config.data.directory}: set PDS_DATA_DIRECTORY"
         )
-    engine = SqliteEngine(SqliteSettings(path), SystemClock())
+    engine = make_engine(config, SystemClock())
     await engine.start()
     try:
         yield engine

@@ -24,9 +24,9 @@ from pds.log import get_logger
 from pds.metrics import Metrics
 from pds.services import Services
 from pds.services.passwords import Passwords
+from pds.store.base import ThreadedEngine
 from pds.store.clock import CheckedClock
 from pds.store.engine import SWITCH_INTERVAL_S
-from pds.store.sqlite import SqliteEngine
 from pds.xrpc.listener import Listener
 from pds.xrpc.proxy import proxy_call
 from pds.xrpc.server import XrpcServer
@@ -41,7 +41,7 @@ class RunningServer:
     config: Config
     services: Services
     xrpc: XrpcServer
-    engine: SqliteEngine
+    engine: ThreadedEngine
     clock: CheckedClock
     metrics: Metrics
     url: str

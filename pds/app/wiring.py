@@ -16,7 +16,7 @@ from pds.protocol.syntax import Did, Handle
 from pds.services import Services
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, CreationSettings
-from pds.services.account_journal import AccountJournal
+from pds.services.account_journal import AccountJournal, JournalSettings
 from pds.services.account_rows import AccountRows
 from pds.services.accounts import Accounts
 from pds.services.admin_auth import AdminAuth
@@ -146,6 +146,7 @@ def _build_accounts(
         rows=rows,
         plc=base.plc,
         rotation_signer=base.rotation_signer,
+        settings=JournalSettings(exclusive=not base.config.data.is_shared),
     )
     creation = AccountCreation(
         engine=base.engine,

@@ -41,6 +41,10 @@ def repair_rev(
     account = find_account_repo(txn, did_or_handle)
     if account is None or account.repo is None or account.key_id is None:
         raise RequestError("RepoNotFound", f"Could not find repo: {did_or_handle}")
+    txn.lock_accounts((account.aid,))
+    account = find_account_repo(txn, did_or_handle)  # Another node may have written meanwhile.
+    if account is None or account.repo is None or account.key_id is None:
+        raise RequestError("RepoNotFound", f"Could not find repo: {did_or_handle}")
     repo = account.repo
     old_us, _ = decode_tid(repo.head.rev)
     if old_us <= now_us:

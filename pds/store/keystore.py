@@ -205,6 +205,11 @@ class Keystore:
                 del self._signers[key_id]
 
 
+def knows_master_key(txn: Txn) -> bool:
+    """Whether anything may have been encrypted in this database."""
+    return txn.read_one("SELECT value FROM fact WHERE name = ?", ("master_key",)) is not None
+
+
 def parse_master_key(text: str) -> bytes:
     """Return the master key written as 64 hex digits; raises ConfigError, which never quotes it."""
     try:
