@@ -14,6 +14,7 @@ Modules: `foundation` (what services stand on), `wiring` (the services), `http` 
 answers behind it), `background` (timed work), `server` (all of it in order).
 """
 
+from pds.app.blobstores import open_blobstore, probe_bucket
 from pds.app.http import METHOD_TABLES
 from pds.app.maintenance import accept_clock, repair_repo_rev
 from pds.app.options import EmbeddedPlc, Options
@@ -25,6 +26,8 @@ __all__ = [
     "Options",
     "RunningServer",
     "accept_clock",
+    "open_blobstore",
+    "probe_bucket",
     "repair_repo_rev",
     "running_server",
 ]

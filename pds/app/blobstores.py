@@ -1,5 +1,6 @@
 """Opens the places where blobs are kept, as the settings name them."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -12,21 +13,33 @@ from pds.errors import ConfigError
 from pds.services.blob_places import BlobPlaceSettings
 
 if TYPE_CHECKING:
+    from pds.blobstore.probe import Feature
     from pds.blobstore.s3 import S3Settings
 
 SPOOL_FOLDER: Final = "uploads"
+NEEDS_S3: Final = "PDS_BLOBSTORE_S3_BUCKET needs the extra `s3`: pip install 'freehold-pds[s3]'"
 PRESIGNED_READ_S: Final = 300.0
 
 
-async def open_blobstore(config: Config, stack: AsyncExitStack) -> BlobStore:
-    """Open the one place, or several as one; `stack` closes them. Raises: ConfigError."""
+async def open_blobstore(
+    config: Config,
+    stack: AsyncExitStack,
+    *,
+    numbers: Sequence[int] | None = None,
+    is_alone: bool = True,
+) -> BlobStore:
+    """Open the one place, or several as one; `stack` closes them.
+
+    `numbers` says which, all by default. A server may run beside it unless `is_alone`.
+    Raises: ConfigError.
+    """
     spool = await open_spool(config, stack)
-    stores = [
-        await open_place(config, number, spool, stack) for number in sorted(config.blob_places)
-    ]
+    chosen = sorted(config.blob_places) if numbers is None else numbers
+    stores = [await open_place(config, n, spool, stack, is_alone=is_alone) for n in chosen]
     if len(stores) == 1:
         return stores[0]
-    store = ReplicatedBlobStore(stores, spool, quorum=config.blob_write_quorum)
+    quorum = min(config.blob_write_quorum, len(stores))
+    store = ReplicatedBlobStore(stores, spool, quorum=quorum)
     stack.push_async_callback(store.close)
     return store
 
@@ -40,7 +53,9 @@ async def open_spool(config: Config, stack: AsyncExitStack) -> Spool:
     return spool
 
 
-async def open_place(config: Config, number: int, spool: Spool, stack: AsyncExitStack) -> BlobStore:
+async def open_place(
+    config: Config, number: int, spool: Spool, stack: AsyncExitStack, *, is_alone: bool = True
+) -> BlobStore:
     """Open one of the configured places. Raises: ConfigError."""
     place = config.blob_places.get(number)
     if place is None:
@@ -52,15 +67,25 @@ async def open_place(config: Config, number: int, spool: Spool, stack: AsyncExit
         location = place.disk_location or config.blob_location
         disk = DiskBlobStore(location, temporary=place.disk_temporary_location)
         stack.push_async_callback(disk.close)
-        await disk.start()
+        await disk.start(is_alone=is_alone)
         return disk
     try:
         from pds.blobstore.s3 import S3BlobStore
     except ImportError as error:
-        raise ConfigError(
-            "PDS_BLOBSTORE_S3_BUCKET needs the extra `s3`: pip install 'freehold-pds[s3]'"
-        ) from error
+        raise ConfigError(NEEDS_S3) from error
     return S3BlobStore(s3_settings(place), spool)
+
+
+async def probe_bucket(config: Config, number: int, note: Callable[[str], None]) -> "list[Feature]":
+    """Find out what the provider of a configured bucket can do. Raises: ConfigError, Unavailable"""
+    place = config.blob_places.get(number)
+    if place is None or place.s3_bucket is None:
+        raise ConfigError(f"blob store {number} is no bucket: there is nothing to find out")
+    try:
+        from pds.blobstore.probe import Probe
+    except ImportError as error:
+        raise ConfigError(NEEDS_S3) from error
+    return await Probe(s3_settings(place)).run(note)
 
 
 def s3_settings(place: BlobPlaceSettings) -> "S3Settings":

@@ -75,21 +75,23 @@ class DiskBlobStore:
         """A folder syncs what it stores."""
         return StoreProperties("disk", is_durable=True)
 
-    async def start(self) -> None:
+    async def start(self, *, is_alone: bool = True) -> None:
         """Make the folders and remove unfinished uploads that a crash left behind.
+
+        Beside a server on the same folder (not `is_alone`) they are left: it may be at them.
 
         Raises: ConfigError when the folders cannot be used, or lie on two file systems.
         """
         self._is_stopped = False
         self._synced_folders.clear()
-        await self._run(self._prepare)
+        await self._run(self._prepare, is_alone)
 
-    def _prepare(self) -> None:
+    def _prepare(self, is_alone: bool) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
             for leftover in (*self._temporary.iterdir(), *self._root.iterdir()):
-                if _UPLOAD.fullmatch(leftover.name):
+                if is_alone and _UPLOAD.fullmatch(leftover.name):
                     leftover.unlink(missing_ok=True)
             self._probe()
             _sync_folder(self._root.parent)

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 import pds
-from pds.cli import clock, configuration, dev, repo, routes, serve
+from pds.cli import blobs, clock, configuration, convert, dev, repo, routes, serve
 from pds.errors import ConfigError, RemoteError, StoreError
 
 EXIT_FAILED: Final = 1
@@ -30,8 +30,10 @@ def version() -> None:
     click.echo(pds.__version__)
 
 
+commands.add_command(blobs.blobs)
 commands.add_command(clock.clock)
 commands.add_command(configuration.config)
+commands.add_command(convert.convert)
 commands.add_command(dev.dev)
 commands.add_command(repo.repo)
 commands.add_command(routes.routes)
