@@ -13,6 +13,7 @@ from pds.blobstore.s3 import S3BlobStore
 from pds.blobstore.spool import Spool
 from pds.errors import Corrupt, Unavailable
 from pds.protocol.cid import Cid
+from tests.blobstore.s3_quorum import tell
 from tests.suites.blobstore_suite import BlobStoreSuite, content_of, keys, put, read
 
 LARGE = content_of(HELD_BYTES + 3 * CHUNK_BYTES)
@@ -325,3 +326,13 @@ def test_quorum_must_be_possible(first, spool):
     for quorum in (0, 2):
         with pytest.raises(ValueError, match="quorum"):
             ReplicatedBlobStore([first], spool, quorum=quorum)
+
+
+@pytest.mark.xdist_group("s3")
+async def test_server_stopped_wiped_and_replaced_under_load_fails_nothing(tmp_path):
+    """The longer series is in tests/soak."""
+    load = await tell(tmp_path, phase_s=0.5, largest=200_000, rounds=1, pause_s=0.05)
+    assert load.failures == []
+    assert load.writes > 50
+    assert load.reads > 100
+    assert load.slowest_s < 10
