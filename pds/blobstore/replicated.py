@@ -6,9 +6,9 @@ that it costs nothing; what it missed is remembered (in memory) and brought to i
 what was not remembered, as after a restart, is found by `scrub`.
 
 **Reading.** Stores are asked in order, those that failed lately last. Bytes are held against the
-CID: a copy that is damaged, missing or breaks off is passed over for the next one, and repaired.
-A blob over `HELD_BYTES` is on its way to the reader before its hash is known; if it turns out
-wrong, the last piece is withheld, the read fails, and the next one starts with another copy.
+CID: a copy that is damaged, missing, breaks off or lets wait is passed over for the next one, and
+repaired. A blob over `HELD_BYTES` is on its way to the reader before its hash is known; if it turns
+out wrong, the last piece is withheld, the read fails, and the next one starts with another copy.
 
 **Deleting** takes all stores, or fails: a blob that one store keeps would come back by repair.
 What was uploaded to one store alone is in the database and so is never an orphan; repair brings it
@@ -41,6 +41,9 @@ HELD_BYTES: Final = 1 << 20
 """Blobs up to this size are checked whole before their first byte is handed out."""
 FIRST_REST_S: Final = 1.0
 LONGEST_REST_S: Final = 30.0
+PATIENCE_S: Final = 5.0
+"""How long one store may keep a reader waiting while another is left to ask: a server that hangs
+would otherwise hold every reader until its timeouts and retries are over."""
 MAX_BEHIND: Final = 100_000
 """Blobs that are remembered for repair, about 10 MB; the scrub finds the rest."""
 SCRUBS_AT_ONCE: Final = 8
@@ -171,9 +174,12 @@ class ReplicatedBlobStore:
         """Yield the bytes of a blob or a part of it, from whichever store has them."""
         is_whole = start == 0 and length is None
         at, problem, is_behind = start, None, False
-        for member in self._readable(key):
+        members = self._readable(key)
+        for member in members:
             rest = None if length is None else start + length - at
             chunks = member.store.open(key, start=at, length=rest)
+            if member is not members[-1]:
+                chunks = _impatient(chunks)
             # What a failed store sent of a whole blob was never hashed to its end.
             is_checked = is_whole and at == 0
             try:
@@ -197,12 +203,14 @@ class ReplicatedBlobStore:
     async def stat(self, key: BlobKey) -> BlobStat | None:
         """Return size and time of a blob as the first store that has it knows them, or None."""
         failure: StoreError | None = None
-        for member in self._readable(key):
+        members = self._readable(key)
+        for member in members:
             try:
-                found = await member.store.stat(key)
-            except StoreError as error:
-                self._note_failure(member, error)
-                failure = error
+                async with asyncio.timeout(None if member is members[-1] else PATIENCE_S):
+                    found = await member.store.stat(key)
+            except (StoreError, TimeoutError) as error:
+                failure = error if isinstance(error, StoreError) else Unavailable("too slow")
+                self._note_failure(member, failure)
                 continue
             if found is not None:
                 return found
@@ -444,6 +452,19 @@ async def _checked(key: BlobKey, chunks: AsyncIterator[bytes]) -> AsyncIterator[
     if Cid.of_raw_digest(digest.digest()) != key.cid:
         raise Corrupt(f"blob {key.cid} of account {key.aid} is damaged")
     for chunk in held:
+        yield chunk
+
+
+async def _impatient(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces; raise Unavailable when the next one takes too long."""
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Unavailable("too slow") from error
         yield chunk
 
 

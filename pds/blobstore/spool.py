@@ -31,6 +31,10 @@ MEMORY_BYTES: Final = 1 << 20
 """Uploads up to this size, nearly all pictures, never touch the disk."""
 MAX_BYTES: Final = 4 << 30
 """Bytes of all uploads that wait at one time; more are told to come back."""
+CALM_BYTES: Final = 256 << 20
+"""When more than this waits, as when a store hangs, uploads go to files from `CHUNK_BYTES` on."""
+MIN_FREE_BYTES: Final = 64 << 20
+"""Uploads leave this much of the disk to the database."""
 THREADS: Final = 2
 
 
@@ -73,8 +77,16 @@ class Spool:
             raise Unavailable("blob store: too many uploads are under way")
         self.used_bytes += count
 
+    @property
+    def memory_bytes(self) -> int:
+        """Up to which size an upload may stay in memory just now."""
+        return MEMORY_BYTES if self.used_bytes <= CALM_BYTES else CHUNK_BYTES
+
     def open_file(self) -> int:
         """Return the descriptor of a new file without a name. Runs on a thread."""
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
+            raise OSError(errno.ENOSPC, "too little space left")
         descriptor, name = tempfile.mkstemp(prefix="upload-", dir=self._folder)
         os.unlink(name)  # noqa: PTH108 - a file of mkstemp
         return descriptor
@@ -123,7 +135,7 @@ class Spooled:
         if len(self.head) < HEAD_BYTES:
             self.head += chunk[: HEAD_BYTES - len(self.head)]
         self._pending += chunk
-        if self._descriptor is None and self.size <= MEMORY_BYTES:
+        if self._descriptor is None and self.size <= self._spool.memory_bytes:
             self._hash.update(chunk)
             return
         content = bytes(chunk)

@@ -268,6 +268,30 @@ async def test_store_that_breaks_off_is_continued_by_the_next(second, spool):
     assert await read(store, key, 5, 2 * CHUNK_BYTES) == LARGE[5 : 5 + 2 * CHUNK_BYTES]
 
 
+async def test_store_that_hangs_holds_nobody_for_long(second, spool, clock, monkeypatch):
+    monkeypatch.setattr("pds.blobstore.replicated.PATIENCE_S", 0.05)
+
+    class Hanging(MemoryBlobStore):
+        async def open(self, key, *, start=0, length=None):
+            await asyncio.sleep(60)
+            yield b""
+
+        async def stat(self, key):
+            await asyncio.sleep(60)
+
+    store = ReplicatedBlobStore([Hanging(), second], spool, quorum=2, monotonic_s=clock)
+    key = await put(store, 1, LARGE)
+    async with asyncio.timeout(5):
+        assert await read(store, key) == LARGE
+        assert (await store.stat(key)).size == len(LARGE)
+        assert await read(store, key, 5, 10) == LARGE[5:15]
+    assert store._members[0].rest_s == FIRST_REST_S
+    clock.now_s = FIRST_REST_S
+    async with asyncio.timeout(5):
+        assert (await store.stat(key)).size == len(LARGE)
+    assert store._members[0].rest_s == 2 * FIRST_REST_S
+
+
 async def test_missing_here_and_silent_there_is_not_missing(store, first, second):
     key = await put(store, 1, b"x")
     await settle(store)
