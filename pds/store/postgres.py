@@ -28,7 +28,7 @@ from typing import Final
 from pds.errors import ConfigError, Conflict, Corrupt, StoreError, Unavailable
 from pds.store.base import DatabaseReport, EngineConnection, Opened, ThreadedEngine
 from pds.store.clock import Clock, ClockInDoubt, SystemClock
-from pds.store.engine import MAX_READ_S, Interrupted, MakeDurable, Params, Recorder, Row, Statement
+from pds.store.engine import Interrupted, MakeDurable, Params, Recorder, Row, Statement
 from pds.store.migrate import (
     SCHEMA_COMPAT,
     SCHEMA_VERSION,
@@ -74,6 +74,7 @@ _FIND_GROUP: Final = (
 )
 _READ_SEQ: Final = "SELECT last_seq FROM seq WHERE id = 1"
 _SET_SEQ: Final = "UPDATE seq SET last_seq = ? WHERE id = 1 RETURNING last_seq"
+_READ_CLOCK: Final = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 _NOTIFY: Final = "SELECT pg_notify(?, ?)"
 
 _log: Final = logging.getLogger(__name__)
@@ -306,11 +307,17 @@ class PostgresEngine(ThreadedEngine):
                 raise ConfigError("the database must have the encoding UTF8")
             migrate_link(writer.link, now_us=SystemClock().now_us())
             writer.load_seq()
+            before_ns = time.monotonic_ns()
+            database_us = int(writer.execute(_READ_CLOCK)[0][0])
+            self._compare_clocks(writer, database_us, (time.monotonic_ns() - before_ns) // 1000)
         except BaseException:
             writer.close()
             raise
         self._writer_link = writer
-        self._reader_links = [PostgresReader(self._conninfo) for _ in range(self._settings.readers)]
+        self._reader_links = [
+            PostgresReader(self._conninfo, max_read_s=self._settings.max_read_s)
+            for _ in range(self._settings.readers)
+        ]
         return Opened(writer, self._reader_links)
 
     def _opened(self, readers: ReaderPool) -> None:
@@ -333,7 +340,11 @@ class PostgresEngine(ThreadedEngine):
         self, writer: PostgresWriter, readers: ReaderPool, database_us: int, late_us: int
     ) -> None:
         """Compare the clocks and end old reads. Runs on the listener's thread."""
-        readers.end_old_reads(MAX_READ_S)
+        readers.end_old_reads(self._settings.max_read_s)
+        self._compare_clocks(writer, database_us, late_us)
+
+    def _compare_clocks(self, writer: PostgresWriter, database_us: int, late_us: int) -> None:
+        """Doubt our clock when it is too far from the database's, read up to `late_us` ago."""
         max_skew_s = self._settings.max_skew_s
         if max_skew_s is None:
             return

@@ -23,14 +23,12 @@ from psycopg.types.string import StrBinaryDumper
 
 from pds.errors import ConfigError, Conflict, Corrupt, StoreError, Unavailable
 from pds.store.base import QueueLimits
-from pds.store.engine import Interrupted, Params, Row
+from pds.store.engine import MAX_READ_S, Interrupted, Params, Row
 from pds.store.reader import ReadConnection
 
 PREPARED_TEXTS: Final = 400
 MAX_CONVERTED: Final = 4096
 RECONNECT_STEP_S: Final = 0.1
-READ_TIMEOUT: Final = "60s"
-"""A snapshot that lives longer keeps dead rows from being removed."""
 WRITE_TIMEOUT: Final = "60s"
 LOCK_TIMEOUT: Final = "10s"
 ORPHAN_TIMEOUT: Final = "30s"
@@ -67,6 +65,8 @@ class PostgresSettings:
     """How long the outcome of a COMMIT whose answer was lost is looked for before writes stop."""
     max_skew_s: float | None = 2.0
     """Difference to the database's clock from which on this node refuses writes; None: any."""
+    max_read_s: float = MAX_READ_S
+    """A snapshot that lives longer keeps dead rows from being removed."""
     limits: QueueLimits = field(default_factory=QueueLimits)
 
 
@@ -256,13 +256,11 @@ class Link:
 
 
 class PostgresReader(ReadConnection):
-    """A connection that only reads, each job in one snapshot of at most a minute."""
+    """A connection that only reads, each job in one snapshot of limited age."""
 
-    def __init__(self, conninfo: str) -> None:
-        session = {
-            "statement_timeout": READ_TIMEOUT,
-            "idle_in_transaction_session_timeout": READ_TIMEOUT,
-        }
+    def __init__(self, conninfo: str, *, max_read_s: float = MAX_READ_S) -> None:
+        limit = f"{max_read_s * 1000:.0f}ms"
+        session = {"statement_timeout": limit, "idle_in_transaction_session_timeout": limit}
         self.link = Link(conninfo, session)
         self._is_begun = False
 

@@ -22,6 +22,8 @@ CHANNEL: Final = "freehold"
 MAX_PAYLOAD: Final = 7900
 """PostgreSQL takes less than 8,000 bytes."""
 RETRY_S: Final = 0.5
+END_S: Final = 0.5
+"""How long closing may wait for the thread."""
 
 _LOOK: Final = (
     "SELECT last_seq, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
@@ -85,7 +87,7 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
 
     def start(self) -> None:
-        """Look once, then start the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self) -> None:
@@ -116,6 +118,7 @@ class Listener:
         if not is_first:  # notifications may be lost
             self._pass_on(ForeignCommits(self._read(), None))
         look_at = 0.0
+        wait_s = min(self._poll_s, END_S)
         while not self._ending.is_set():
             if time.monotonic() >= look_at:
                 last_seq = self._read()
@@ -123,7 +126,7 @@ class Listener:
                     self._pass_on(ForeignCommits(last_seq, ()))
                 self.trouble = None
                 look_at = time.monotonic() + self._poll_s
-            heard = [note.payload for note in raw.notifies(timeout=self._poll_s, stop_after=1)]
+            heard = [note.payload for note in raw.notifies(timeout=wait_s, stop_after=1)]
             commits = decode_payloads(heard, self._node)
             if commits is not None:
                 self._pass_on(commits)

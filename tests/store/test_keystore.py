@@ -114,7 +114,10 @@ async def test_another_master_key_opens_nothing(
             "UPDATE signing_key SET did_key = (SELECT did_key FROM signing_key WHERE key_id = 2)"
             " WHERE key_id = 1"
         ),
-        "UPDATE signing_key SET secret = (SELECT wrapped FROM data_key WHERE data_key_id = 1) WHERE key_id = 1",
+        (
+            "UPDATE signing_key SET secret ="
+            " (SELECT wrapped FROM data_key WHERE data_key_id = 1) WHERE key_id = 1"
+        ),
     ],
 )
 async def test_rows_that_were_swapped_or_changed_are_refused(

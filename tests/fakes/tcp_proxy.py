@@ -1,0 +1,96 @@
+"""A TCP proxy before a PostgreSQL server that cuts a connection around its next COMMIT."""
+
+import contextlib
+import socket
+import threading
+import time
+from enum import Enum
+
+LATE_S = 0.4
+
+
+class Cut(Enum):
+    """When the client loses its connection."""
+
+    BEFORE = "before the COMMIT reaches the server"
+    AFTER = "after the server has committed, before its answer arrives"
+    LATE = "while the COMMIT is still on its way: the server gets it later"
+
+
+class TcpProxy:
+    """Passes connections on to `port`; `arm` cuts the next that commits."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._armed: Cut | None = None
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = [self._listener]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def arm(self, cut: Cut) -> None:
+        self._armed = cut
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            _shut(sock)
+        for thread in self._threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                _shut(client)
+                continue
+            self._sockets += [client, server]
+            for run in (self._requests, self._answers):
+                thread = threading.Thread(target=run, args=(client, server), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        while content := _receive(client):
+            if b"COMMIT" in content and self._armed in (Cut.BEFORE, Cut.LATE):
+                how, self._armed = self._armed, None
+                self.cuts += 1
+                _shut(client)
+                if how is Cut.LATE:
+                    time.sleep(LATE_S)
+                    server.sendall(content)
+                    time.sleep(LATE_S)
+                break
+            server.sendall(content)
+        _shut(server)
+
+    def _answers(self, client: socket.socket, server: socket.socket) -> None:
+        while content := _receive(server):
+            if b"COMMIT\0" in content and self._armed is Cut.AFTER:
+                self._armed = None
+                self.cuts += 1
+                break
+            try:
+                client.sendall(content)
+            except OSError:
+                continue
+        _shut(client)
+
+
+def _receive(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except OSError:
+        return b""
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
