@@ -121,9 +121,8 @@ def create(account: Account, number: int) -> bytes:
     return post("com.atproto.repo.createRecord", account.token, body)
 
 
-async def export_lines(server: LiveServer, account: Account, records: int) -> str:
-    """Fill one repo and time its export."""
-    assert server.process is not None
+async def fill_repo(server: LiveServer, account: Account, records: int) -> None:
+    """Give a repo records, 200 to a commit."""
     async with aiohttp.ClientSession() as session:
         for start in range(0, records, 200):
             writes = [
@@ -145,6 +144,13 @@ async def export_lines(server: LiveServer, account: Account, records: int) -> st
                 token=account.token,
                 body={"repo": account.did, "writes": writes},
             )
+
+
+async def export_lines(server: LiveServer, account: Account, records: int) -> str:
+    """Fill one repo and time its export."""
+    assert server.process is not None
+    await fill_repo(server, account, records)
+    async with aiohttp.ClientSession() as session:
         cpu, began, size, first = cpu_seconds(server.process.pid), time.perf_counter(), 0, 0.0
         for _ in range(3):
             start = time.perf_counter()

@@ -26,7 +26,7 @@ CHUNK_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolSettings:
-    """How much exports may hold while clients are slow."""
+    """How exports are read, and how much they may hold while clients are slow."""
 
     memory_bytes: int = 4_000_000
     memory_budget_bytes: int = 64_000_000
@@ -52,6 +52,13 @@ class SpoolSettings:
         metadata={
             "env": "PDS_EXPORT_SPOOL_FOLDER",
             "help": "Where exports to slow clients wait; the system's temporary folder by default.",
+        },
+    )
+    large_records: int = field(
+        default=2000,
+        metadata={
+            "env": "PDS_EXPORT_PROCESS_RECORDS",
+            "help": "Repos with so many records or more are exported by a process of their own.",
         },
     )
 

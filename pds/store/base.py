@@ -28,10 +28,13 @@ from pds.store.engine import (
     T,
     Ts,
     Txn,
+    Write,
 )
 from pds.store.group import GroupRunner, Job, WriteConnection
 from pds.store.reader import ReadConnection, ReaderPool
 from pds.store.statements import StatementCheck
+from pds.store.stream import StreamOutput, run_here
+from pds.store.worker import CannotStart, Connect, WorkerPool
 from pds.store.writer import REOPEN_INTERVAL_S, Reopenable, Writer, nothing_more
 
 RAISE_SEQ: Final = (
@@ -65,10 +68,15 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The connections of a database that is open and migrated."""
+    """The connections of a database that is open and migrated.
+
+    `apart` opens one for reading in another process; without it there are no such processes.
+    """
 
     writer: EngineConnection
     readers: Sequence[ReadConnection]
+    apart: Connect | None = None
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,7 @@ class ThreadedEngine(Engine, ABC):
         self._limits = limits
         self._writer: Writer | None = None
         self._readers: ReaderPool | None = None
+        self._workers: WorkerPool | None = None
         self._connection: EngineConnection | None = None
         self._event_hooks: list[EventHook] = []
         self._foreign_hooks: list[ForeignHook] = []
@@ -146,6 +155,10 @@ class ThreadedEngine(Engine, ABC):
             reopen_interval_s=self._limits.reopen_interval_s,
         )
         self._readers = ReaderPool(opened.readers, check, loop, limit=self._limits.reads)
+        if opened.apart is not None and opened.workers:
+            self._workers = WorkerPool(
+                opened.apart, loop, workers=opened.workers, limit=self._limits.reads
+            )
         self._writer.start()
         self._opened(self._readers)
 
@@ -157,10 +170,14 @@ class ThreadedEngine(Engine, ABC):
         self._writer = self._readers = None
         writer.refuse()
         readers.refuse()
+        if self._workers is not None:
+            self._workers.refuse()
         await asyncio.to_thread(self._join, writer, readers)
 
     def _join(self, writer: Writer, readers: ReaderPool) -> None:
         readers.join()
+        if self._workers is not None:
+            self._workers.join()
         self._ending()
         writer.join()
         self._closed()
@@ -185,6 +202,30 @@ class ThreadedEngine(Engine, ABC):
             raise Unavailable("the store is not open")
         result: T = await self._readers.submit(label, fn, args)
         return result
+
+    async def stream(
+        self,
+        label: str,
+        write: Write,
+        fn: "Callable[[Txn, Write, *Ts], None]",
+        *args: *Ts,
+        apart: bool = False,
+    ) -> None:
+        """Run `fn(txn, write, *args)` on a reader or in another process, in one snapshot."""
+        output = StreamOutput(write)
+        try:
+            if apart and self._workers is not None:
+                try:
+                    return await self._workers.submit(label, output, fn, args)
+                except CannotStart as error:
+                    _log.warning("store.worker_failed", extra={"reason": str(error)})
+            return await self.read(label, run_here, output, fn, args)
+        finally:
+            output.stop()
+
+    def _end_old_streams(self, limit_s: float) -> int:
+        """End the jobs of other processes that are over the limit; return how many."""
+        return self._workers.end_old(limit_s) if self._workers is not None else 0
 
     async def raise_seq(self, floor: int) -> int:
         """Make every later number higher than `floor`."""
@@ -220,7 +261,10 @@ class ThreadedEngine(Engine, ABC):
                 HealthStatus.FAILED, ("the store is not open",), self.last_seq, 0, 0, 0, 0, 0, 0, 0
             )
         report = self._report()
-        failures = report.failures
+        failures, waiting_reads = report.failures, readers.waiting
+        if self._workers is not None:
+            failures = tuple(dict.fromkeys((*failures, *self._workers.damage)))
+            waiting_reads += self._workers.waiting
         if writer.stopped is not None:
             failures = (f"writes are stopped: {writer.stopped}", *failures)
         status = HealthStatus.WARNING if report.warnings else HealthStatus.OK
@@ -230,7 +274,7 @@ class ThreadedEngine(Engine, ABC):
             last_seq=self.last_seq,
             waiting_jobs=writer.waiting,
             waiting_bulk_jobs=writer.waiting_bulk,
-            waiting_reads=readers.waiting,
+            waiting_reads=waiting_reads,
             groups=writer.groups,
             jobs=writer.jobs,
             log_bytes=report.log_bytes,

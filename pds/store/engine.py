@@ -19,7 +19,7 @@ A job never sees a sequence number: it hands `txn.emit` a function that builds t
 engine calls that with the number, after the bodies of all jobs of the group have run.
 
 This module holds types only. `group.py` runs groups of jobs, `writer.py` and `reader.py` own the
-threads, `sqlite.py` and `postgres.py` are the engines.
+threads, `worker.py` the processes, `sqlite.py` and `postgres.py` are the engines.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -173,6 +173,9 @@ class Txn(Protocol):
         """Run `hook` on the event loop after the commit and before the caller is answered."""
 
 
+Write = Callable[[bytes], None]
+"""Takes content that a read job puts out. Never waits for a client; may be called on any thread."""
+
 EventHook = Callable[[Sequence[CommittedEvent]], None]
 """Gets the events of one group, in order; groups come in order too."""
 
@@ -221,6 +224,27 @@ class Engine(Protocol):
         """Run `fn(txn, *args)` on a reader, all of it in one snapshot.
 
         Raises: what `fn` raises; Unavailable when the queue is full or it took over 60 s.
+        """
+
+    async def stream(
+        self,
+        label: str,
+        write: Write,
+        fn: "Callable[[Txn, Write, *Ts], None]",
+        *args: *Ts,
+        apart: bool = False,
+    ) -> None:
+        """Run `fn(txn, write, *args)` on a reader, all of it in one snapshot.
+
+        What `fn` writes arrives at `write` in order, not necessarily in the same pieces. Once
+        something was written, `fn` is never run a second time. Cancelling the caller ends the job
+        soon, and so does an exception of `write`.
+
+        `apart` asks for a process of its own, where the engine has one: for jobs that take tens of
+        milliseconds or more. `fn` must then be a function of a module, and `args` copyable.
+
+        Raises: what `fn` or `write` raises; Unavailable when the queue is full, it took over 60 s,
+        or the process died. Who raises has perhaps written something before.
         """
 
     async def raise_seq(self, floor: int) -> int:

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +84,8 @@ class SqliteSettings:
 
     path: Path
     readers: int = 3
+    workers: int = 2
+    """Processes for long reads, each started when it is needed; 0 leaves them to the readers."""
     cache_bytes: int = 64 << 20
     reader_cache_bytes: int = 16 << 20
     maintenance: MaintenanceSettings = field(default_factory=MaintenanceSettings)
@@ -433,11 +436,15 @@ class SqliteEngine(ThreadedEngine):
         except BaseException:
             self._lock.release()
             raise
-        return Opened(writer, self._sqlite_readers)
+        apart = partial(SqliteConnection, settings.path, cache_bytes=settings.reader_cache_bytes)
+        return Opened(writer, self._sqlite_readers, apart, settings.workers)
 
     def _opened(self, readers: ReaderPool) -> None:
         if self._maintenance is not None and self._sqlite is not None:
-            self._maintenance.start(readers.end_old_reads, self._sqlite.want_finish)
+            self._maintenance.start(
+                lambda limit_s: readers.end_old_reads(limit_s) + self._end_old_streams(limit_s),
+                self._sqlite.want_finish,
+            )
 
     def _ending(self) -> None:
         if self._maintenance is not None:

@@ -4,7 +4,6 @@ import asyncio
 import random
 import tempfile
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from pds.errors import Corrupt, RequestError
 from pds.protocol.car import read_car
 from pds.protocol.cid import Cid
 from pds.protocol.repo_verify import StreamedBlocks, verify_record_proof, verify_repo
-from pds.services.export import _produce, _write_repo
+from pds.services.export_car import write_repo
 from pds.services.principal import ADMIN
 from pds.services.records_prepare import RecordWrite
 from pds.services.repo_txn import emit_account
@@ -109,7 +108,7 @@ async def test_since_leaves_out_what_was_there_before(host):
 
 
 async def test_large_records_are_read_in_small_pages(host, monkeypatch):
-    monkeypatch.setattr("pds.services.export._PAGE_BYTES", 5_000)
+    monkeypatch.setattr("pds.services.export_car._PAGE_BYTES", 5_000)
     await fill(host, 20, size=2_000)
     _roots, blocks, _order = await host.export()
     assert sum(len(block) > 2_000 for block in blocks.values()) == 20
@@ -120,14 +119,7 @@ async def test_an_answer_begins_before_the_tree_is_read(host):
     await fill(host, 500)
     pieces: list[bytes] = []
 
-    class Recorder:
-        def write(self, content: bytes) -> None:
-            pieces.append(content)
-
-    def job(txn):
-        _produce(txn, Recorder(), partial(_write_repo, ALICE, None, None))
-
-    await host.engine.read("test", job)
+    await host.engine.stream("test", pieces.append, write_repo, ALICE, None, None)
     roots, blocks = read_car(pieces[0])
     assert list(blocks) == list(roots)
 

@@ -27,10 +27,11 @@ from tests.suites.engine_jobs import (
     get,
     put,
 )
+from tests.suites.engine_streams import StreamSuite
 from tests.suites.engines import Backend
 
 
-class EngineSuite(GroupSuite, DeliverySuite):
+class EngineSuite(GroupSuite, DeliverySuite, StreamSuite):
     """The contract."""
 
     async def test_a_write_is_answered_with_its_result_and_seen_by_readers(
