@@ -13,6 +13,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -138,6 +139,10 @@ class S3Server:
             self.process.kill()
             self.process.wait()
             self.process = None
+            # It leaves a socket for each port in the system's folder for such things.
+            for port in (*self.ports.values(), *self.grpc.values()):
+                for socket in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                    socket.unlink(missing_ok=True)
 
     def wipe(self) -> None:
         """Lose everything that it had."""

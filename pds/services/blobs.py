@@ -102,6 +102,7 @@ class Blobs:
         self._engine = engine
         self._clock = clock
         self._store = store
+        self._replicas = store if isinstance(store, ReplicatedBlobStore) else None
         self._temporary_us = max(settings.temporary_s, MIN_TEMPORARY_S) * 1_000_000
         self._locks: dict[BlobKey, _Lock] = {}
         self._damaged: set[BlobKey] = set()
@@ -146,6 +147,9 @@ class Blobs:
             raise self._note_damage(key)
         if blob.size > CHECKED_BYTES:
             found = await self._store.stat(key)
+            if found is not None and found.size != blob.size and self._replicas is not None:
+                await self._replicas.heal(key)
+                found = await self._store.stat(key)
             if found is None:
                 raise self._lost(key)
             if found.size != blob.size:
@@ -280,8 +284,8 @@ class Blobs:
 
         Several stores are compared and healed; a blob is then unsound when none has good bytes.
         """
-        if isinstance(self._store, ReplicatedBlobStore):
-            async for found in self._store.scrub():
+        if self._replicas is not None:
+            async for found in self._replicas.scrub():
                 if found.is_lost:
                     self._note_damage(found.key)
                 yield found.key, not found.is_lost
