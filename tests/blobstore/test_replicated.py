@@ -355,7 +355,7 @@ def test_quorum_must_be_possible(first, spool):
 @pytest.mark.xdist_group("s3")
 async def test_server_stopped_wiped_and_replaced_under_load_fails_nothing(tmp_path):
     """The longer series is in tests/soak."""
-    load = await tell(tmp_path, phase_s=0.5, largest=200_000, rounds=1, pause_s=0.05)
+    load = await tell(tmp_path, phase_s=0.4, largest=100_000, rounds=1, pause_s=0.15)
     assert load.failures == []
     assert load.writes > 50
     assert load.reads > 100
