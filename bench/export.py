@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.http_load import Account, cpu_seconds, create, drive, fill_repo, sign_up
+from bench.http_load import cpu_seconds, create, drive
 from tests.fakes.plc import running_plc
 from tests.support_live import LiveServer
+from tests.support_load import Account, fill_repo, sign_up
 
 FETCH = """
 import socket, sys, time
@@ -103,9 +104,9 @@ async def run(records: int, seconds: float = 4.0) -> None:
             server = LiveServer(Path(folder), plc.url)
             server.plc_url = plc.url
             await server.start()
-            large, other = await sign_up(server, 2, "person")
+            large, other = await sign_up(server.url, 2, "person")
             began = time.perf_counter()
-            await fill_repo(server, large, records)
+            await fill_repo(server.url, large, records)
             print(f"filled {records:,} records in {time.perf_counter() - began:.0f} s")
             await server.stop()
             for _ in range(2):

@@ -18,7 +18,7 @@ import aiohttp
 
 from bench.raw_client import RawConnection, get, post
 from tests.support_live import LiveServer, live_server_in
-from tests.support_load import call
+from tests.support_load import Account, fill_repo, sign_up
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -47,30 +47,6 @@ def cpu_seconds(pid: int) -> float:
     """Return user and system time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-@dataclass
-class Account:
-    """An account that the bench made."""
-
-    did: str
-    token: str
-
-
-async def sign_up(server: LiveServer, count: int, prefix: str) -> list[Account]:
-    """Create `count` accounts."""
-    found = []
-    async with aiohttp.ClientSession() as session:
-        for number in range(count):
-            handle = f"{prefix}{number}.test"
-            answer = await call(
-                session,
-                server.url,
-                "com.atproto.server.createAccount",
-                body={"handle": handle, "email": f"{handle}@example.com", "password": "bench 1234"},
-            )
-            found.append(Account(answer["did"], answer["accessJwt"]))
-    return found
 
 
 async def drive(
@@ -121,35 +97,10 @@ def create(account: Account, number: int) -> bytes:
     return post("com.atproto.repo.createRecord", account.token, body)
 
 
-async def fill_repo(server: LiveServer, account: Account, records: int) -> None:
-    """Give a repo records, 200 to a commit."""
-    async with aiohttp.ClientSession() as session:
-        for start in range(0, records, 200):
-            writes = [
-                {
-                    "$type": "com.atproto.repo.applyWrites#create",
-                    "collection": "app.bsky.feed.post",
-                    "value": {
-                        "$type": "app.bsky.feed.post",
-                        "text": f"post number {number} of the bench, as long as people write them",
-                        "createdAt": "2026-01-01T00:00:00.000Z",
-                    },
-                }
-                for number in range(start, start + 200)
-            ]
-            await call(
-                session,
-                server.url,
-                "com.atproto.repo.applyWrites",
-                token=account.token,
-                body={"repo": account.did, "writes": writes},
-            )
-
-
 async def export_lines(server: LiveServer, account: Account, records: int) -> str:
     """Fill one repo and time its export."""
     assert server.process is not None
-    await fill_repo(server, account, records)
+    await fill_repo(server.url, account, records)
     async with aiohttp.ClientSession() as session:
         cpu, began, size, first = cpu_seconds(server.process.pid), time.perf_counter(), 0, 0.0
         for _ in range(3):
@@ -222,7 +173,7 @@ async def bench_server() -> AsyncIterator[LiveServer]:
 async def run(seconds: float, say: Callable[[str], None]) -> None:
     """Print every line."""
     async with bench_server() as server:
-        accounts = await sign_up(server, 50, "bench")
+        accounts = await sign_up(server.url, 50, "bench")
         one = accounts[0]
         say(f"{'':<44}{'rate':>13} {'p50':>8} {'p99':>11} {'server':>9}")
 
@@ -280,7 +231,7 @@ async def run(seconds: float, say: Callable[[str], None]) -> None:
         await line("getSession, c=1", lambda _: get("com.atproto.server.getSession", one.token), 1)
         await line("describeServer, c=1", lambda _: get("com.atproto.server.describeServer"), 1)
         await line("_health, c=1", lambda _: get("_health"), 1)
-        exporter = (await sign_up(server, 1, "exporter"))[0]
+        exporter = (await sign_up(server.url, 1, "exporter"))[0]
         say(await export_lines(server, exporter, 10_000))
         for readers in (1, 10, 100):
             say(await fan_out_line(server, accounts, readers))

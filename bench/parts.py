@@ -65,7 +65,7 @@ async def _sqlite_us(folder: Path) -> float:
 
 async def _whole_us() -> float:
     async with http_load.bench_server() as server:
-        accounts = await http_load.sign_up(server, 10, "steps")
+        accounts = await http_load.sign_up(server.url, 10, "steps")
         line = await http_load.drive(
             server,
             "",

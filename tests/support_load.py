@@ -50,6 +50,55 @@ Change = dict[str, str | None]
 
 
 @dataclass
+class Account:
+    """An account that was made for load."""
+
+    did: str
+    token: str
+
+
+async def sign_up(url: str, count: int, prefix: str) -> list[Account]:
+    """Create `count` accounts."""
+    found = []
+    async with aiohttp.ClientSession() as session:
+        for number in range(count):
+            handle = f"{prefix}{number}.test"
+            answer = await call(
+                session,
+                url,
+                "com.atproto.server.createAccount",
+                body={"handle": handle, "email": f"{handle}@example.com", "password": "bench 1234"},
+            )
+            found.append(Account(answer["did"], answer["accessJwt"]))
+    return found
+
+
+async def fill_repo(url: str, account: Account, records: int) -> None:
+    """Give a repo records, 200 to a commit."""
+    async with aiohttp.ClientSession() as session:
+        for start in range(0, records, 200):
+            writes = [
+                {
+                    "$type": "com.atproto.repo.applyWrites#create",
+                    "collection": "app.bsky.feed.post",
+                    "value": {
+                        "$type": "app.bsky.feed.post",
+                        "text": f"post number {number} of many, as long as people write them",
+                        "createdAt": "2026-01-01T00:00:00.000Z",
+                    },
+                }
+                for number in range(start, start + 200)
+            ]
+            await call(
+                session,
+                url,
+                "com.atproto.repo.applyWrites",
+                token=account.token,
+                body={"repo": account.did, "writes": writes},
+            )
+
+
+@dataclass
 class Writer:
     """One account and what is known of its repository."""
 
