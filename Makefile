@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 p
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: help run test check format docs interop crash soak bench clean setup-run setup-test setup-check
+.PHONY: help run test test-postgres check format docs interop crash soak bench clean setup-run setup-test setup-check
 
 help:
 	@grep -hE '^## ' Makefile | sed 's/^## //'
@@ -18,6 +18,11 @@ run: setup-run
 ## make test     set up and run the tests (peers that are not installed are skipped with a message)
 test: setup-test
 	@$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS) --ignore=tests/interop --ignore=tests/soak
+
+## make test-postgres  the tests that keep anything in a database again, with PostgreSQL in it
+test-postgres: setup-test
+	@PDS_TEST_ENGINE=postgres PDS_TEST_REQUIRE=postgres $(BIN)/python -m pytest -n auto --dist loadgroup \
+	  tests/app tests/crash tests/scenarios tests/services tests/store tests/xrpc
 
 ## make interop  tests against other implementations (Node and its registry; Go for the relay)
 interop: setup-test

@@ -13,6 +13,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -22,7 +23,6 @@ import psycopg
 import pytest
 
 from tests.support import require
-from tests.support_process import free_port
 
 UNPRIVILEGED = "nobody"
 START_TIMEOUT_S = 30
@@ -47,13 +47,20 @@ def _find_binaries() -> Path | None:
     return next((place for place in places if (place / "initdb").exists()), None)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class OwnServer:
     """A server in a temporary folder."""
 
     def __init__(self, binaries: Path, port: int | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pds-postgres-"))
         self.folder.chmod(0o755)
-        self.port = port or free_port()
+        self.port = port or _free_port()
         self._user: dict[str, object] = {}
         if os.geteuid() == 0:
             person = pwd.getpwnam(UNPRIVILEGED)
@@ -166,6 +173,20 @@ def drop_database(url: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
     with psycopg.connect(server_url(), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+def is_chosen() -> bool:
+    """Whether `PDS_TEST_ENGINE=postgres` gives tests PostgreSQL where SQLite is the default."""
+    return os.environ.get("PDS_TEST_ENGINE") == "postgres"
+
+
+@functools.cache
+def database_of(folder: Path) -> str:
+    """The database of the server whose data folder this is, over all its restarts."""
+    url = make_database()
+    if "PDS_TEST_POSTGRES_URL" in os.environ:  # our own server goes with all that it holds
+        atexit.register(drop_database, url)
+    return url
 
 
 @pytest.fixture

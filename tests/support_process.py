@@ -13,6 +13,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.support_postgres import database_of, is_chosen
+
 START_TIMEOUT_S = 20
 
 
@@ -50,6 +52,8 @@ class ServerProcess:
             "LOG_ENABLED": "true",
             **settings,
         }
+        if is_chosen():
+            self.environment.setdefault("PDS_DATABASE_URL", database_of(folder))
 
     async def start(self) -> None:
         """Start the server and wait until it answers."""

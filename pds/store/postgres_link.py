@@ -47,6 +47,7 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "15000",
     "target_session_attrs": "read-write",
 }
+_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _TRY_AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 _UNAVAILABLE_CLASSES: Final = ("08", "53", "55", "57", "58", "25")
 
@@ -272,12 +273,23 @@ class PostgresReader(ReadConnection):
         """Run one SELECT and return all rows."""
         link = self.link
         if not self._is_begun:
-            link.ensure_open()
-            link.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self._start()
             self._is_begun = True
         rows = link.execute(sql, params)
         link.trouble = None
         return rows
+
+    def _start(self) -> None:
+        """Begin, on a new connection if the old one was lost while it was idle."""
+        is_fresh = not self.link.is_open
+        self.link.ensure_open()
+        try:
+            self.link.execute(_BEGIN_READ)
+        except Interrupted:
+            if is_fresh:
+                raise
+            self.link.ensure_open()
+            self.link.execute(_BEGIN_READ)
 
     def end(self) -> None:
         """End the snapshot."""

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
 from pds.errors import StoreError, Unavailable
-from pds.store.engine import MAX_WAITING_READS, BuildFrame, Interrupted, Params, Row, Txn
+from pds.store.engine import MAX_WAITING_READS, BuildFrame, Params, Row, Txn
 from pds.store.statements import StatementCheck
 
 FLUSH_S: Final = 0.0005
-MAX_TRIES: Final = 3
 
 _log: Final = logging.getLogger(__name__)
 
@@ -147,11 +146,8 @@ class _Reader:
             job = self._jobs.get()
             if job is None:
                 break
-            for _ in range(MAX_TRIES):
-                if not job.future.cancelled():
-                    self._run_job(job)
-                if not isinstance(job.error, Interrupted):
-                    break
+            if not job.future.cancelled():
+                self._run_job(job)
             if not done:
                 flush_at = time.monotonic() + FLUSH_S
             done.append(job)
@@ -164,7 +160,6 @@ class _Reader:
 
     def _run_job(self, job: ReadJob) -> None:
         txn = ReaderTxn(self._connection, self._check)
-        job.error = None
         with self._lock:
             self._current = (txn, job.label, time.monotonic())
         try:

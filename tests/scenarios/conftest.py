@@ -16,6 +16,7 @@ from pds.config import Config
 from pds.services.mail import MemoryMailbox
 from pds.services.plc_directory import PlcDirectory
 from tests.support_client import Client
+from tests.support_postgres import database_of, is_chosen
 
 
 @dataclass
@@ -63,6 +64,8 @@ async def host_in(
 def _config(folder: Path, sock: socket.socket, plc_sock: socket.socket) -> Config:
     folder.mkdir(parents=True, exist_ok=True)
     config = dev_config(folder, port=sock.getsockname()[1], plc_port=plc_sock.getsockname()[1])
+    if is_chosen():
+        config = replace(config, data=replace(config.data, database_url=database_of(folder)))
     return replace(config, listener=replace(config.listener, shutdown_timeout_s=2.0))
 
 

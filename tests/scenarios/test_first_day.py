@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from pds.config import Config
 from pds.protocol.frames import decode_frame
 from tests.scenarios.conftest import Host, host_in
 from tests.support_client import Client, XrpcError, sign_up
@@ -121,7 +123,11 @@ async def test_a_server_starts_within_a_second(tmp_path: Path) -> None:
         assert time.monotonic() - began < 1
 
 
-async def test_a_second_server_on_the_folder_is_refused(host: Host, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"(?i)lock|running|use"):
-        async with host_in(tmp_path):
-            pytest.fail("two servers on one folder")
+async def test_a_second_server_on_the_folder_is_refused(tmp_path: Path) -> None:
+    def with_sqlite(config: Config) -> Config:
+        return replace(config, data=replace(config.data, database_url=None))
+
+    async with host_in(tmp_path, change=with_sqlite):
+        with pytest.raises(Exception, match=r"(?i)lock|running|use"):
+            async with host_in(tmp_path, change=with_sqlite):
+                pytest.fail("two servers on one folder")

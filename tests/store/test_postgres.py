@@ -109,7 +109,7 @@ async def test_a_connection_lost_inside_a_job_is_no_failure(backend: PostgresBac
         assert await engine.read("count", count) == 2
 
 
-async def test_a_read_is_repeated_when_its_connection_is_lost(backend: PostgresBackend) -> None:
+async def test_a_connection_lost_while_idle_fails_no_read(backend: PostgresBackend) -> None:
     async with started(backend) as engine:
         await engine.transact("put", put, "a", b"1")
         assert await engine.read("warm", get, "a") == b"1"

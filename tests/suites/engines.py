@@ -8,7 +8,6 @@ log.
 `PDS_TEST_ENGINE=postgres` gives all of them PostgreSQL instead of SQLite (`make test-postgres`).
 """
 
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from pds.store.sqlite import (
 )
 from pds.store.writer import nothing_more
 from tests.fakes.clock import FakeClock
-from tests.support_postgres import drop_database, make_database
+from tests.support_postgres import drop_database, is_chosen, make_database
 
 
 class Backend(Protocol):
@@ -158,7 +157,7 @@ class PostgresBackend:
 @asynccontextmanager
 async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator[ThreadedEngine]:
     """An engine on a new database; at the end its write log is replayed and compared."""
-    if os.environ.get("PDS_TEST_ENGINE") != "postgres":
+    if not is_chosen():
         async with _proven(SqliteBackend(folder), clock) as engine:
             yield engine
         return
