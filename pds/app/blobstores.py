@@ -1,5 +1,6 @@
 """Opens the places where blobs are kept, as the settings name them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -9,7 +10,8 @@ from pds.blobstore.disk import DiskBlobStore
 from pds.blobstore.replicated import ReplicatedBlobStore
 from pds.blobstore.spool import Spool
 from pds.config import Config
-from pds.errors import ConfigError
+from pds.errors import ConfigError, Unavailable
+from pds.log import get_logger
 from pds.services.blob_places import BlobPlaceSettings
 
 if TYPE_CHECKING:
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 
 SPOOL_FOLDER: Final = "uploads"
 NEEDS_S3: Final = "PDS_BLOBSTORE_S3_BUCKET needs the extra `s3`: pip install 'freehold-pds[s3]'"
+START_PATIENCE_S: Final = 3.0
 PRESIGNED_READ_S: Final = 300.0
+
+
+_log = get_logger(__name__)
 
 
 async def open_blobstore(
@@ -73,7 +79,14 @@ async def open_place(
         from pds.blobstore.s3 import S3BlobStore
     except ImportError as error:
         raise ConfigError(NEEDS_S3) from error
-    return S3BlobStore(s3_settings(place), spool)
+    store = S3BlobStore(s3_settings(place, owner=config.service_did), spool)
+    try:
+        async with asyncio.timeout(START_PATIENCE_S):
+            await store.start()
+    except (Unavailable, TimeoutError) as error:
+        # It may be back soon, and another place may do meanwhile.
+        _log.error("blobstore.unreachable", store=store.properties.name, reason=str(error))
+    return store
 
 
 async def probe_bucket(config: Config, number: int, note: Callable[[str], None]) -> "list[Feature]":
@@ -88,7 +101,7 @@ async def probe_bucket(config: Config, number: int, note: Callable[[str], None])
     return await Probe(s3_settings(place)).run(note)
 
 
-def s3_settings(place: BlobPlaceSettings) -> "S3Settings":
+def s3_settings(place: BlobPlaceSettings, *, owner: str | None = None) -> "S3Settings":
     """Return what the S3 store wants to know. Raises: ConfigError."""
     from pds.blobstore.s3 import S3Settings
 
@@ -112,4 +125,5 @@ def s3_settings(place: BlobPlaceSettings) -> "S3Settings":
         upload_timeout_s=place.s3_upload_timeout_s,
         request_timeout_s=place.s3_request_timeout_s,
         presigned_read_s=PRESIGNED_READ_S if place.s3_presigned_reads else None,
+        owner=owner,
     )

@@ -77,6 +77,8 @@ class S3Settings:
     upload_timeout_s: float = 300.0
     request_timeout_s: float = 30.0
     presigned_read_s: float | None = None
+    owner: str | None = None
+    """Who alone may keep blobs in the folder; None does not ask."""
 
 
 class S3BlobStore:
@@ -88,6 +90,31 @@ class S3BlobStore:
         self._store = open_bucket(settings)
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._well_until_s = 0.0
+        self._is_ours = settings.owner is None
+
+    async def start(self) -> None:
+        """Note whose blobs these are: two servers would take each other's for rubbish.
+
+        Raises: ConfigError when they are another's; Unavailable, and then `list` asks again.
+        """
+        if self._is_ours or self._settings.owner is None:
+            return
+        path = f"{self._settings.folder}/owner"
+        try:
+            with _failing("read the owner"):
+                found = await obstore.get_async(self._store, path)
+                owner = bytes(await found.bytes_async()).decode("utf-8", "replace")
+        except FileNotFoundError:
+            owner = self._settings.owner
+            with _failing("write the owner"):
+                await obstore.put_async(self._store, path, owner.encode())
+        if owner != self._settings.owner:
+            raise ConfigError(
+                f"{path} in the bucket {self._settings.bucket} says that these are the blobs of"
+                f" {owner}, not of {self._settings.owner}: set PDS_BLOBSTORE_S3_FOLDER, or delete"
+                " that object if this server has taken over from the other"
+            )
+        self._is_ours = True
 
     @property
     def properties(self) -> StoreProperties:
@@ -189,6 +216,7 @@ class S3BlobStore:
 
     async def list(self, aid: int | None = None) -> AsyncIterator[tuple[BlobKey, BlobStat]]:
         """Yield blobs; objects that are none of ours are passed over."""
+        await self.start()  # what is listed may be deleted
         prefix = f"{self._settings.folder}/"
         under = prefix if aid is None else f"{prefix}{account_place(aid)}/"
         pages = obstore.list(self._store, under)

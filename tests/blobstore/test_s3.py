@@ -223,3 +223,34 @@ async def test_uploads_have_a_budget(s3_server, tmp_path):
 async def test_a_bad_address_is_a_configuration_error(spool):
     with pytest.raises(ConfigError):
         S3BlobStore(S3Settings(bucket="b", endpoint="nonsense", force_path_style=True), spool)
+
+
+async def test_another_servers_blobs_are_not_taken_for_rubbish(s3_server, spool):
+    settings = s3_server.settings(owner="did:web:one.example")
+    ours = S3BlobStore(settings, spool)
+    await ours.start()
+    key = await put(ours, 1, b"x")
+    again = S3BlobStore(settings, spool)
+    await again.start()
+    assert await keys(again) == {key}
+    other = S3BlobStore(replace(settings, owner="did:web:two.example"), spool)
+    with pytest.raises(ConfigError, match="blobs of did:web:one"):
+        await other.start()
+    with pytest.raises(ConfigError, match="PDS_BLOBSTORE_S3_FOLDER"):
+        await keys(other)
+
+
+async def test_owner_is_asked_for_again_when_the_bucket_was_away(spool):
+    settings = S3Settings(
+        bucket="b",
+        endpoint=f"http://127.0.0.1:{free_port()}",
+        force_path_style=True,
+        access_key_id="k",
+        secret_access_key="s",
+        request_timeout_s=0.5,
+        owner="did:web:one.example",
+    )
+    store = S3BlobStore(settings, spool)
+    for call in (store.start, lambda: keys(store)):
+        with pytest.raises(Unavailable, match="owner"):
+            await call()

@@ -9,6 +9,7 @@ from pds.config import Config, load_config
 from pds.services.blobs import CHECKED_BYTES
 from tests.scenarios.conftest import host_in
 from tests.support_client import sign_up
+from tests.support_process import free_port
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -80,5 +81,23 @@ async def test_folder_and_bucket_at_once(s3_server, tmp_path):
         cid = await keep(person, SMALL)
         [file] = [path for path in (tmp_path / "blobs").rglob(cid) if path.is_file()]
         file.unlink()
+        status, body, _ = await fetch(host, person.did, cid)
+        assert (status, body) == (200, SMALL)
+
+
+async def test_server_starts_although_a_bucket_is_away(tmp_path):
+    environment = {
+        "PDS_BLOBSTORE_DISK_LOCATION": str(tmp_path / "blobs"),
+        "PDS_BLOBSTORE_2_S3_BUCKET": "away",
+        "PDS_BLOBSTORE_2_S3_ENDPOINT": f"http://127.0.0.1:{free_port()}",
+        "PDS_BLOBSTORE_2_S3_FORCE_PATH_STYLE": "true",
+        "PDS_BLOBSTORE_2_S3_ACCESS_KEY_ID": "key",
+        "PDS_BLOBSTORE_2_S3_SECRET_ACCESS_KEY": "secret",
+        "PDS_BLOBSTORE_2_S3_REQUEST_TIMEOUT_MS": "500",
+        "PDS_BLOBSTORE_WRITE_QUORUM": "1",
+    }
+    async with host_in(tmp_path, change=with_environment(environment)) as host:
+        person = await sign_up(host.client, "alice.test")
+        cid = await keep(person, SMALL)
         status, body, _ = await fetch(host, person.did, cid)
         assert (status, body) == (200, SMALL)
