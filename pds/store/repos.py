@@ -215,10 +215,9 @@ def read_nodes(txn: Txn, repo_id: int, cids: Sequence[Cid]) -> dict[Cid, tuple[T
     return found
 
 
-def list_nodes(txn: Txn, repo_id: int) -> dict[Cid, tuple[Tid, bytes]]:
-    """Return rev and bytes of all nodes: for repos that are known to be small."""
-    rows = txn.read("SELECT cid, rev, bytes FROM node WHERE repo_id = ?", (repo_id,))
-    return {Cid(cid): (rev, block) for cid, rev, block in rows}
+def list_nodes(txn: Txn, repo_id: int) -> dict[bytes, bytes]:
+    """Return the bytes of all nodes by CID: for repos that are known not to be huge."""
+    return dict(txn.read("SELECT cid, bytes FROM node WHERE repo_id = ?", (repo_id,)))
 
 
 def swap_repo(txn: Txn, aid: int, repo_id: int, *, now_us: int) -> None:
