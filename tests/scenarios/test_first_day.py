@@ -10,7 +10,7 @@ import pytest
 
 from pds.config import Config
 from pds.protocol.frames import decode_frame
-from tests.scenarios.conftest import Host, host_in
+from tests.scenarios.conftest import host_in
 from tests.support_client import Client, XrpcError, sign_up
 
 
