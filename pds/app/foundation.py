@@ -90,7 +90,7 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     is_new = not await engine.read("keys.known", knows_master_key)
     keystore = open_keystore(config, is_new=is_new)
     await engine.transact("keys.check", keystore.check_master_key)
-    blobstore = await open_blobstore(config, stack)
+    blobstore = await open_blobstore(config, stack, is_alone=not config.data.is_shared)
     dates.urls = _reference_urls(config)
     resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine))
     stack.push_async_callback(resolver.close)

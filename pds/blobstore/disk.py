@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -55,6 +56,8 @@ MAX_KNOWN_FOLDERS: Final = 10_000
 _UPLOAD: Final = re.compile(r"upload-[0-9a-f]{24}")
 """Only files of this name are ever removed from the temporary folder: it may be someone else's."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+LEFTOVER_AGE_S: Final = 24 * 3600
+"""No upload takes longer: beside other servers only older leftovers are removed."""
 
 
 class DiskBlobStore:
@@ -78,7 +81,7 @@ class DiskBlobStore:
     async def start(self, *, is_alone: bool = True) -> None:
         """Make the folders and remove unfinished uploads that a crash left behind.
 
-        Beside a server on the same folder (not `is_alone`) they are left: it may be at them.
+        Beside a server on the same folder (not `is_alone`) young ones are left: it may be at them.
 
         Raises: ConfigError when the folders cannot be used, or lie on two file systems.
         """
@@ -91,7 +94,7 @@ class DiskBlobStore:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
             for leftover in (*self._temporary.iterdir(), *self._root.iterdir()):
-                if is_alone and _UPLOAD.fullmatch(leftover.name):
+                if _UPLOAD.fullmatch(leftover.name) and (is_alone or _is_old(leftover)):
                     leftover.unlink(missing_ok=True)
             self._probe()
             _sync_folder(self._root.parent)
@@ -410,6 +413,14 @@ def _folders(folder: Path) -> list[Path]:
         for entry in _entries(folder)
         if entry.name != TEMPORARY and not entry.is_symlink() and entry.is_dir()
     ]
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody can be at this unfinished upload any more."""
+    try:
+        return time.time() - path.stat().st_mtime > LEFTOVER_AGE_S
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

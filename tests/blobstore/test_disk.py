@@ -88,6 +88,21 @@ async def test_a_folder_that_somebody_else_made_is_synced_too(store, tmp_path, m
     assert {part.parent, part.parents[1], part.parents[2]} <= set(synced)
 
 
+async def test_beside_other_servers_only_old_leftovers_go(tmp_path):
+    """A node that starts must not take away what another is writing at that moment."""
+    temporary = tmp_path / "blobs" / "tmp"
+    temporary.mkdir(parents=True)
+    young, old = temporary / f"upload-{'a' * 24}", temporary / f"upload-{'b' * 24}"
+    for path in (young, old):
+        path.write_bytes(b"unfinished")
+    os.utime(old, (0, 0))
+    store = DiskBlobStore(tmp_path / "blobs", min_free_bytes=0)
+    await store.start(is_alone=False)
+    await store.close()
+    assert young.exists()
+    assert not old.exists()
+
+
 async def test_blobs_survive_a_restart_and_leftovers_of_a_crash_do_not(store, make_store, tmp_path):
     key = await put(store, 1, b"kept")
     await store.close()
