@@ -96,6 +96,7 @@ class PostgresWriter(EngineConnection):
         self._pending_seq = 0
         self._group_id = b""
         self._unsettled: bytes | None = None
+        self._is_marked = False
         self._closing_statements: list[tuple[str, Params]] = []
         self._changed_accounts: list[int] = []
         self.clock_doubt: str | None = None
@@ -129,6 +130,7 @@ class PostgresWriter(EngineConnection):
         if self.clock_doubt is not None:
             raise ClockInDoubt(self.clock_doubt)
         self._pending_seq = self._last_seq
+        self._is_marked = False
         self._closing_statements.clear()
         self._changed_accounts.clear()
         self._group_id = secrets.token_bytes(16)
@@ -198,17 +200,16 @@ class PostgresWriter(EngineConnection):
         self.link.rollback()
 
     def savepoint(self) -> None:
-        """Mark the state before a job."""
-        self.link.execute("SAVEPOINT job")
+        """Mark the state before a job, and release the mark before, in one round trip."""
+        self.link.execute("RELEASE job; SAVEPOINT job" if self._is_marked else "SAVEPOINT job")
+        self._is_marked = True
 
     def release_savepoint(self) -> None:
-        """Keep what the job did."""
-        self.link.execute("RELEASE job")
+        """Keep what the job did: the mark is released with the next one, or by the commit."""
 
     def undo_savepoint(self) -> None:
-        """Undo what the job did."""
+        """Undo what the job did; the mark stays, and is released with the next one."""
         self.link.execute("ROLLBACK TO job")
-        self.link.execute("RELEASE job")
 
     def execute(self, sql: str, params: Params = ()) -> list[Row]:
         """Run one statement and return all its rows."""

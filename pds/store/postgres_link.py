@@ -169,7 +169,7 @@ class Link:
             params = _without_nul(sql, params)
         try:
             if not params:
-                cursor.execute(self._convert(sql), binary=True)
+                cursor.execute(self._convert(sql), binary=";" not in sql)
             else:
                 cursor.execute(self._convert(sql), params, binary=True)
             return cursor.fetchall() if cursor.description is not None else []
