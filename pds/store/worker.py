@@ -83,6 +83,7 @@ class _Link:
     """One process and the socket to it. `run` belongs to one thread; `end` and `kill` to all."""
 
     def __init__(self, connect: Connect) -> None:
+        opening = pack(connect)
         ours, theirs = socketpair()
         try:
             set_buffers(ours)
@@ -101,7 +102,7 @@ class _Link:
         self._socket: socket = ours
         try:
             ours.settimeout(START_LIMIT_S)
-            send(ours, Kind.OPEN, pack(connect))
+            send(ours, Kind.OPEN, opening)
             kind, body = receive(ours)
             ours.settimeout(None)
         except (Lost, OSError) as error:
@@ -203,10 +204,12 @@ class _Runner:
             if self._link is None:
                 self._link = _Link(self._connect)
             try:
+                self._link.begin(job)
                 with self._lock:
-                    self._link.begin(job)
                     job.began = time.monotonic()
                     self._current = job
+                if job.future.cancelled():  # Perhaps too early for `end_job` to know of it.
+                    self.end_job(job=job)
                 self.damage = self._link.run(job, self.end_job) or self.damage
             except Lost:
                 with self._lock:

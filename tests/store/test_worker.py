@@ -15,9 +15,10 @@ import pytest
 
 from pds.errors import StoreError, Unavailable
 from pds.store import worker
-from pds.store.engine import HealthStatus
+from pds.store.engine import HealthStatus, Interrupted
 from pds.store.maintenance import MaintenanceSettings
 from pds.store.sqlite import SqliteConnection, SqliteEngine
+from pds.store.stream import StreamOutput, run_here
 from tests.fakes.clock import FakeClock
 from tests.suites.engine_jobs import put
 from tests.suites.engine_streams import (
@@ -179,7 +180,7 @@ async def test_a_process_that_cannot_connect_says_why(caplog):
     pool = worker.WorkerPool(
         partial(fail_to_connect, "database"), asyncio.get_running_loop(), workers=1
     )
-    output = worker.StreamOutput(lambda _piece: None)
+    output = StreamOutput(lambda _piece: None)
     with pytest.raises(worker.CannotStart, match="no database"):
         await pool.submit("test", output, write_pieces, ([3],))
     await asyncio.to_thread(pool.join)
@@ -286,3 +287,21 @@ async def test_a_killed_server_leaves_no_process_behind(tmp_path):
         process.wait()
         process.stdout.close()
     await gone(*found)
+
+
+# --- on a reader thread -----------------------------------------------------------------------
+
+
+def interrupted(txn, write, content: bytes) -> None:
+    if content:
+        write(content)
+    raise Interrupted("the connection was lost")
+
+
+async def test_what_was_written_is_never_written_again():
+    """A reader runs an interrupted job once more, but not after it has put something out."""
+    for content, kind in ((b"", Interrupted), (b"half", Unavailable)):
+        output = StreamOutput(lambda _piece: None)
+        with pytest.raises(Unavailable) as info:
+            run_here(None, output, interrupted, (content,))
+        assert type(info.value) is kind
