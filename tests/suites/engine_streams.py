@@ -15,7 +15,7 @@ from pds.errors import Corrupt, RequestError, StoreError
 from pds.store.base import ThreadedEngine
 from pds.store.engine import Txn, Write
 from tests.suites.engine_base import EngineFixtures
-from tests.suites.engine_jobs import GET, PUT, UPSERT, count, get, put
+from tests.suites.engine_jobs import GET, UPSERT, count, get, put
 
 BIG = 1 << 20
 
