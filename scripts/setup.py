@@ -4,6 +4,7 @@ Usage: setup.py [EXTRA ...]   (extras of pyproject.toml: test, check)
 
 Does nothing when the same request was already met for the same pyproject.toml. The accelerators of
 the `fast` extra are tried one by one; a machine without a C compiler goes without, with one line.
+So are the programs of the `peers` extra when tests are asked for: not every platform has them all.
 """
 
 import hashlib
@@ -19,12 +20,12 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "freehold.json"
 
 
-def fast_requirements() -> list[str]:
-    """Return the requirements of the `fast` extra."""
+def requirements_of(extra: str) -> list[str]:
+    """Return the requirements of an extra."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return list(project["optional-dependencies"]["fast"])
+    return list(project["optional-dependencies"][extra])
 
 
 def pip(*args: str) -> int:
@@ -75,9 +76,13 @@ def main(extras: list[str]) -> None:
             f"Installing failed; the last lines of {VENV / 'install.log'}:\n"
             + "\n".join((VENV / "install.log").read_text().splitlines()[-8:])
         )
-    missing = [name for name in fast_requirements() if pip(name)]
+    missing = [name for name in requirements_of("fast") if pip(name)]
     if missing:
         print(f"Running without the optional accelerators {', '.join(missing)}: slower, not worse.")
+    if "test" in wanted:
+        missing = [name for name in requirements_of("peers") if pip("--only-binary=:all:", name)]
+        if missing:
+            print(f"There is no {', '.join(missing)} for this machine: its tests will be skipped.")
     STAMP.write_text(json.dumps({"fingerprint": fingerprint(), "extras": wanted}))
 
 
