@@ -14,7 +14,8 @@ from tests.support_postgres import is_chosen
 
 pytestmark = pytest.mark.skipif(is_chosen(), reason="on PostgreSQL exports are read by threads")
 
-RECORDS = 4000
+RECORDS = 16_000
+"""About 5 MB: more than the buffers between the processes hold."""
 
 
 def children(server: LiveServer) -> list[int]:
