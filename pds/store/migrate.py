@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from pds.errors import Corrupt, Unavailable
 from pds.store.engine import Params, Row
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 SCHEMA_COMPAT: Final = 1
 
 _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")

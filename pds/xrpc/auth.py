@@ -33,7 +33,9 @@ class Auth(Enum):
     SESSION_TAKENDOWN_OK = auto()
     """Any session, also the narrow one of a taken-down account."""
     FULL = auto()
-    """A session opened with the main password."""
+    """A session opened with the main password, of an account that is not taken down."""
+    FULL_TAKENDOWN_OK = auto()
+    """A session opened with the main password, or the narrow one of a taken-down account."""
     REFRESH = auto()
     """A Bearer token that the handler itself checks as a refresh token (`call.token`)."""
     ADMIN = auto()
@@ -44,6 +46,8 @@ class Auth(Enum):
     """Anonymous, or a service token that names this method."""
 
 
+TAKENDOWN_OK: Final = frozenset({Auth.OPTIONAL, Auth.SESSION_TAKENDOWN_OK, Auth.FULL_TAKENDOWN_OK})
+FULL_ONLY: Final = frozenset({Auth.FULL, Auth.FULL_TAKENDOWN_OK})
 BASIC_CHALLENGE: Final = 'Basic realm="admin", charset="UTF-8"'
 BEARER_CHALLENGE: Final = "Bearer"
 
@@ -85,9 +89,11 @@ async def _from_bearer(
         case Auth.SESSION_OR_SERVICE if services.service_tokens.is_service_token(token):
             return await services.service_tokens.authenticate(token, lxm=nsid)
     principal = await services.sessions.authenticate_access(token)
-    if principal.is_takendown and auth not in (Auth.OPTIONAL, Auth.SESSION_TAKENDOWN_OK):
+    if principal.is_takendown:
+        if auth in TAKENDOWN_OK:
+            return principal
         raise RequestError("AccountTakedown", "Account has been taken down", 401)
-    if auth is Auth.FULL and not principal.is_full:
+    if auth in FULL_ONLY and not principal.is_full:
         raise RequestError("InvalidToken", "Bad token scope")
     return principal
 
