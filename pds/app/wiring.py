@@ -32,6 +32,7 @@ from pds.services.invites import Invites
 from pds.services.lexicons import load_catalog
 from pds.services.login_limits import LoginLimits
 from pds.services.mail import LogMailer
+from pds.services.mail_tokens import MailTokens
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
 from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
@@ -72,6 +73,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     )
     firehose = _build_firehose(base)
     service_tokens = _build_service_tokens(base, cache)
+    mail_tokens = MailTokens(engine=engine, secret=config.secrets.jwt_secret or "")
     return Services(
         accounts=accounts,
         admin=AdminAuth(config.secrets.admin_password),
@@ -96,6 +98,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         ),
         invites=Invites(engine=engine, clock=clock, hostname=config.host.hostname),
         limits=config.limits,
+        mail_tokens=mail_tokens,
         preferences=Preferences(engine=engine, wall=SystemClock()),
         proxy=Proxy(
             trusted=base.proxy_trusted,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pds.services.identity import Identity
     from pds.services.invites import Invites
     from pds.services.limits import RequestLimits
+    from pds.services.mail_tokens import MailTokens
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
     from pds.services.repos import Repos
@@ -46,6 +47,7 @@ class Services:
     identity: Identity
     invites: Invites
     limits: RequestLimits
+    mail_tokens: MailTokens
     preferences: Preferences
     proxy: Proxy
     repos: Repos

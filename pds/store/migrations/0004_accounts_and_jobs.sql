@@ -10,6 +10,7 @@ CREATE TABLE mail_token (
   PRIMARY KEY (aid, purpose)
 ) {rowless};
 CREATE INDEX mail_token_created_at ON mail_token (created_at);
+CREATE INDEX mail_token_digest ON mail_token (digest);
 
 -- durable: signing keys handed out before their account exists, the secret sealed.
 CREATE TABLE reserved_key (
