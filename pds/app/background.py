@@ -1,10 +1,22 @@
-"""Work that nobody asked for: first looks at clocks and relays, then everything that is timed."""
+"""Work that nobody asked for: first looks at clocks and relays, then everything that is timed.
+
+A further job is one line in `build_schedule`:
+
+    schedule.add("things.sweep", services.things.sweep, every_s=600)
+
+It is then done by one node of the host at a time, over restarts, and `pds jobs` shows it. What
+`sweep` returns (nothing, a number, counts by name) is noted; what it raises is logged and tried
+again. See `pds.services.jobs`.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from pds.app.foundation import Foundation
 from pds.blobstore.replicated import ReplicatedBlobStore
@@ -15,9 +27,13 @@ from pds.services import Services
 from pds.services.blobs import Blobs
 from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
+from pds.services.jobs import Schedule
 from pds.store.clock import get_accepted_us
+from pds.store.engine import MAX_BULK_ROWS
+from pds.store.jobs import forget_old_jobs
 from pds.store.nodes import forget_old_nodes
 from pds.store.repos import delete_garbage, list_garbage
+from pds.store.used_tokens import delete_expired_tokens
 
 US_PER_S: Final = 1_000_000
 HOUR_S: Final = 3600
@@ -48,34 +64,13 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
     if not first.done():
         loop = asyncio.get_running_loop()
         loop.call_later(HOLD_READERS_S, services.firehose.release)
-    retention = EventRetention(
-        engine=base.engine, clock=base.clock, window_s=base.config.federation.backfill_s
-    )
+    schedule = build_schedule(base, services)
     failure: BaseException | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(services.firehose.run()),
             group.create_task(services.crawlers.run()),
-            group.create_task(_every(300, "events.retention", retention.sweep)),
-            group.create_task(_every(300, "blobs.collect", services.blobs.collect)),
-            group.create_task(
-                _every(DAY_S, "blobs.orphans", services.blobs.sweep_orphans, first_after_s=HOUR_S)
-            ),
-            group.create_task(
-                _every(
-                    SCRUB_PERIOD_S,
-                    "blobs.scrub",
-                    partial(_scrub, services.blobs),
-                    first_after_s=SCRUB_FIRST_AFTER_S,
-                )
-            ),
-            *(group.create_task(work) for work in _blob_repairs(base)),
-            group.create_task(_every(60, "repos.garbage", partial(_delete_old_repos, base))),
-            group.create_task(_every(3600, "identity.sweep", partial(_forget_identities, base))),
-            group.create_task(_every(5, "clock.check", base.clock.check, first_after_s=5)),
-            group.create_task(_every(30, "accounts.recover", services.accounts.recover)),
-            group.create_task(_every(DAY_S, "nodes.forget", partial(_forget_nodes, base))),
-            group.create_task(_every(600, "sessions.sweep", services.sessions.sweep)),
+            group.create_task(schedule.run(base.clock)),
         ]
         try:
             yield
@@ -88,22 +83,57 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
         raise failure
 
 
-def _blob_repairs(base: Foundation) -> Iterator[Coroutine[Any, Any, None]]:
+def build_schedule(base: Foundation, services: Services) -> Schedule:
+    """Collect everything that is timed."""
+    retention = EventRetention(
+        engine=base.engine, clock=base.clock, window_s=base.config.federation.backfill_s
+    )
+    schedule = Schedule(engine=base.engine, node=_node_name(), is_shared=base.config.data.is_shared)
+    schedule.add("clock.check", base.clock.check, every_s=5, first_after_s=5, per_node=True)
+    schedule.add("accounts.recover", services.accounts.recover, every_s=30, at_start=True)
+    schedule.add("events.retention", retention.sweep, every_s=300)
+    schedule.add("blobs.collect", services.blobs.collect, every_s=300)
+    schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)
+    schedule.add(
+        "blobs.scrub",
+        partial(_scrub, services.blobs),
+        every_s=SCRUB_PERIOD_S,
+        first_after_s=SCRUB_FIRST_AFTER_S,
+    )
+    _add_blob_repairs(schedule, base)
+    schedule.add("repos.garbage", partial(_delete_old_repos, base), every_s=60)
+    schedule.add("identity.sweep", partial(_forget_identities, base), every_s=HOUR_S)
+    schedule.add("nodes.forget", partial(_forget_nodes, base), every_s=DAY_S)
+    schedule.add("sessions.sweep", services.sessions.sweep, every_s=600)
+    schedule.add("tokens.sweep", partial(_forget_used_tokens, base), every_s=600)
+    return schedule
+
+
+def _node_name() -> str:
+    """This process among all that share a database, in a form that an operator recognizes."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def _add_blob_repairs(schedule: Schedule, base: Foundation) -> None:
     """What several blob stores need: soon what they missed, daily a comparison of their lists."""
     store = base.blobstore
     if not isinstance(store, ReplicatedBlobStore):
         return
 
-    async def compare() -> None:
+    async def compare() -> str:
         silent: set[str] = set()
+        lost = 0
         async for found in store.scrub(verify=False, unreachable=silent):
             if found.is_lost:
+                lost += 1
                 _log.error("blob.lost", aid=found.key.aid, cid=str(found.key.cid))
         if silent:
             _log.warning("blobstore.not_compared", stores=",".join(sorted(silent)))
+        return f"{lost} lost" + "".join(f", {name} did not answer" for name in sorted(silent))
 
-    yield _every(30, "blobs.repair", store.repair)
-    yield _every(DAY_S, "blobs.compare", compare, first_after_s=HOUR_S)
+    # Each node remembers by itself what its own writes have missed.
+    schedule.add("blobs.repair", store.repair, every_s=30, per_node=True)
+    schedule.add("blobs.compare", compare, every_s=DAY_S, first_after_s=HOUR_S)
 
 
 async def _look_around(base: Foundation) -> None:
@@ -162,28 +192,33 @@ async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
             await asyncio.sleep(RETRY_S)
 
 
-async def _scrub(blobs: Blobs) -> None:
+async def _scrub(blobs: Blobs) -> dict[str, int]:
     """Read all blobs, slowly: what is damaged is logged, and refused from then on (promise A7)."""
-    found = dict.fromkeys((True, False), 0)
+    found = {"sound": 0, "damaged": 0}
     async for _, is_sound in blobs.scrub():
-        found[is_sound] += 1
+        found["sound" if is_sound else "damaged"] += 1
         await asyncio.sleep(SCRUB_PAUSE_S)
-    _log.info("blobs.scrubbed", sound=found[True], damaged=found[False])
+    _log.info("blobs.scrubbed", **found)
+    return found
 
 
-async def _delete_old_repos(base: Foundation) -> None:
+async def _delete_old_repos(base: Foundation) -> int:
     """Delete generations of repos that are no longer live, some hundred rows at a time."""
-    for repo_id in await base.engine.read("repos.garbage", list_garbage):
+    garbage = await base.engine.read("repos.garbage", list_garbage)
+    for repo_id in garbage:
         is_done = False
         while not is_done:
             is_done = await base.engine.transact(
                 "repos.garbage", delete_garbage, repo_id, bulk=True
             )
+    return len(garbage)
 
 
-async def _forget_nodes(base: Foundation) -> None:
-    """Drop what nodes left behind that are gone."""
-    await base.engine.transact("nodes.forget", forget_old_nodes, base.clock.now_us(), bulk=True)
+async def _forget_nodes(base: Foundation) -> int:
+    """Drop what nodes left behind that are gone, and jobs that no version has any more."""
+    now_us = base.clock.now_us()
+    await base.engine.transact("jobs.forget", forget_old_jobs, now_us, bulk=True)
+    return await base.engine.transact("nodes.forget", forget_old_nodes, now_us, bulk=True)
 
 
 async def _forget_identities(base: Foundation) -> None:
@@ -192,20 +227,13 @@ async def _forget_identities(base: Foundation) -> None:
     await SavedIdentities(base.engine).sweep(base.clock.now_us() - age_us)
 
 
-async def _every(
-    period_s: float,
-    name: str,
-    act: Callable[[], Awaitable[object]],
-    *,
-    first_after_s: float = 0.0,
-) -> None:
-    """Do something again and again; one failure does not end it."""
-    await asyncio.sleep(first_after_s)
+async def _forget_used_tokens(base: Foundation) -> int:
+    """Drop the digests of used tokens that have expired since (XRPC-43)."""
+    total = 0
     while True:
-        try:
-            await act()
-        except (StoreError, RemoteError) as error:
-            _log.warning("background.failed", job=name, reason=str(error))
-        except Exception as error:
-            _log.error("background.failed", exc=error, job=name)
-        await asyncio.sleep(period_s)
+        deleted = await base.engine.transact(
+            "tokens.sweep", delete_expired_tokens, base.clock.now_us(), bulk=True
+        )
+        total += deleted
+        if deleted < MAX_BULK_ROWS:
+            return total
