@@ -184,6 +184,7 @@ def _build_service_tokens(base: Foundation, cache: AccountCache) -> ServiceToken
         accounts=cache,
         resolver=base.resolver,
         service_did=base.config.service_did,
+        moderator_did=base.config.federation.mod_service_did,
         dev=base.config.is_unguarded,
     )
 

@@ -32,7 +32,7 @@ def check_available(account: HostedAccount, principal: Principal | None = None) 
     status = account.status
     if status is AccountStatus.ACTIVE:
         return
-    if principal is not None and (principal.is_admin or principal.did == account.did):
+    if sees_hidden(account.did, principal):
         return
     match status:
         case AccountStatus.TAKENDOWN:
@@ -41,6 +41,14 @@ def check_available(account: HostedAccount, principal: Principal | None = None) 
             raise RequestError("RepoSuspended", f"Repo has been suspended: {account.did}")
         case AccountStatus.DEACTIVATED:
             raise RequestError("RepoDeactivated", f"Repo has been deactivated: {account.did}")
+
+
+def sees_hidden(did: Did, principal: Principal | None) -> bool:
+    """Whether what was taken down of this account is open to the caller: its owner, the operator.
+
+    People may take their data along, whatever the operator shows of it to others (ACC-44).
+    """
+    return principal is not None and (principal.is_admin or principal.did == did)
 
 
 def repo_not_found(did: str) -> RequestError:

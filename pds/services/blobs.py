@@ -26,7 +26,7 @@ from pds.errors import Corrupt, RequestError, StoreError, Unavailable
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json
 from pds.protocol.syntax import InvalidSyntax, Tid, parse_tid
-from pds.services.availability import check_available, repo_not_found
+from pds.services.availability import check_available, repo_not_found, sees_hidden
 from pds.services.mime import choose_mime_type
 from pds.services.principal import Principal
 from pds.services.settings import setting
@@ -212,7 +212,14 @@ class Blobs:
             account = _account(txn, did, principal)
             if account.repo is None:
                 return []
-            return list_blobs(txn, account.repo.repo_id, since=rev, after=after, limit=limit + 1)
+            return list_blobs(
+                txn,
+                account.repo.repo_id,
+                since=rev,
+                after=after,
+                limit=limit + 1,
+                public_of=None if sees_hidden(account.did, principal) else account.aid,
+            )
 
         return _page(await self._engine.read("blob.list", read), limit)
 
@@ -463,7 +470,11 @@ def _account(txn: Txn, did: str, principal: Principal | None) -> AccountRepo:
 def _find(txn: Txn, did: str, cid: Cid, principal: Principal | None) -> tuple[BlobKey, Blob]:
     account = _account(txn, did, principal)
     blob = get_blob(txn, account.aid, cid)
-    if blob is None or blob.is_temporary or blob.is_taken_down:
+    if (
+        blob is None
+        or blob.is_temporary
+        or (blob.is_taken_down and not sees_hidden(account.did, principal))
+    ):
         raise RequestError("BlobNotFound", "Blob not found")
     return BlobKey(account.aid, cid), blob
 

@@ -23,12 +23,13 @@ from pds.protocol.mst.node import InvalidNode
 from pds.protocol.mst.proof import path_nodes
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, MissingBlock, NodeCache
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_nsid, parse_record_key, parse_tid
-from pds.services.availability import repo_not_found
+from pds.services.availability import repo_not_found, sees_hidden
 from pds.services.export_car import find_repo, write_blocks, write_repo
 from pds.services.principal import Principal
 from pds.services.spool import DEFAULT_SPOOL, ReaderGone, Spool, SpoolBudget, SpoolSettings
 from pds.store.accounts import AccountStatus
 from pds.store.engine import Engine, Txn, Write
+from pds.store.moderation import is_record_hidden
 from pds.store.records import get_record
 from pds.store.repos import (
     AccountRepo,
@@ -173,6 +174,8 @@ class Exports:
 
     def _read_proof(self, txn: Txn, did: str, path: str, principal: Principal | None) -> bytes:
         account, repo = find_repo(txn, did, principal)
+        if is_record_hidden(txn, account.aid, path) and not sees_hidden(account.did, principal):
+            raise RequestError("RecordNotFound", f"Could not locate record: at://{did}/{path}")
         head = repo.head
         nodes = self._cache.over(StoredNodes(txn, repo.repo_id))
         try:

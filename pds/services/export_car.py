@@ -18,9 +18,10 @@ from pds.protocol.cid import BLESSED_CID_BYTES, Cid
 from pds.protocol.mst.node import InvalidNode, Node, decode_own_node, read_links
 from pds.protocol.mst.tree import MissingBlock
 from pds.protocol.syntax import Tid
-from pds.services.availability import check_available, repo_not_found
+from pds.services.availability import check_available, repo_not_found, sees_hidden
 from pds.services.principal import Principal
 from pds.store.engine import Txn, Write
+from pds.store.moderation import NOTHING_HIDDEN, hidden_record_cids
 from pds.store.records import (
     find_record_block,
     get_record_with_rev,
@@ -55,6 +56,15 @@ def find_repo(txn: Txn, did: str, principal: Principal | None) -> tuple[AccountR
     if account.repo is None:
         raise repo_not_found(did)
     return account, account.repo
+
+
+def _hidden_cids(
+    txn: Txn, account: AccountRepo, repo: Repo, principal: Principal | None
+) -> frozenset[bytes]:
+    """Return the CIDs of records whose content this caller may not have (ACC-44)."""
+    if sees_hidden(account.did, principal):
+        return NOTHING_HIDDEN
+    return hidden_record_cids(txn, account.aid, repo.repo_id)
 
 
 class _Output:
@@ -92,22 +102,26 @@ def write_repo(
     Spec: sync#repository-exports (REPO-43, REPO-44, REPO-45)
     """
     account, repo = find_repo(txn, did, principal)
+    hidden = _hidden_cids(txn, account, repo, principal)
     output = _Output(write)
     output.add(encode_car_header((repo.head.commit,)))
     output.block(repo.head.commit, repo.commit_block)
     output.flush()  # The client has its first bytes while the first nodes are read.
     try:
         if since is None:
-            _write_all(txn, repo, output)
+            _write_all(txn, repo, output, hidden)
         elif since < repo.head.rev:
-            _write_newer(txn, repo, Tid(since), output)
+            _write_newer(txn, repo, Tid(since), output, hidden)
     except (MissingBlock, InvalidNode) as error:
         raise Corrupt(f"the tree of {account.did} is damaged: {error}") from error
     output.flush()
 
 
-def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
-    """Write the whole tree in streamable order, records taken from one ordered scan (REPO-43)."""
+def _write_all(txn: Txn, repo: Repo, output: _Output, hidden: frozenset[bytes]) -> None:
+    """Write the whole tree in streamable order, records taken from one ordered scan (REPO-43).
+
+    Records in `hidden` are left out; the nodes still name them.
+    """
     records = chain.from_iterable(_scan_records(txn, repo.repo_id))
     nodes = _NodeReader(txn, repo.repo_id)
     if repo.node_count <= _MAX_NODES_AT_ONCE:
@@ -126,6 +140,8 @@ def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
             found, block = next(records, (b"", b""))
             if cid != found:
                 raise Corrupt(f"record index and tree of {repo.head.did} differ")
+            if hidden and cid in hidden:
+                continue
         # Lengths repeat, and this loop runs for every block of every export.
         length = BLESSED_CID_BYTES + len(block)
         prefix = prefixes.get(length)
@@ -143,7 +159,9 @@ def _write_all(txn: Txn, repo: Repo, output: _Output) -> None:
         raise Corrupt(f"record index of {repo.head.did} has more than its tree")
 
 
-def _write_newer(txn: Txn, repo: Repo, since: Tid, output: _Output) -> None:
+def _write_newer(
+    txn: Txn, repo: Repo, since: Tid, output: _Output, hidden: frozenset[bytes]
+) -> None:
     """Write what was stored after `since`: an older node has nothing newer below it (REPO-45)."""
     source = _NodeReader(txn, repo.repo_id, newer_than=since)
     stack: list[Cid | tuple[bytes, Cid]] = [repo.head.data]
@@ -153,7 +171,7 @@ def _write_newer(txn: Txn, repo: Repo, since: Tid, output: _Output) -> None:
             found = get_record_with_rev(txn, repo.repo_id, item[0].decode("ascii"))
             if found is None or found[0] != item[1]:
                 raise Corrupt(f"record index and tree of {repo.head.did} differ")
-            if found[1] > since:
+            if found[1] > since and item[1] not in hidden:
                 output.block(item[1], found[2])
             continue
         stored = source.take(item)
@@ -257,10 +275,11 @@ def write_blocks(
 
     Raises: RequestError `BlockNotFound`, see `find_repo`, before the first byte.
     """
-    _account, repo = find_repo(txn, did, principal)
+    account, repo = find_repo(txn, did, principal)
+    hidden = _hidden_cids(txn, account, repo, principal)
     output = _Output(write)
     wanted = list(dict.fromkeys(cids))
-    missing = [cid for cid in wanted if not _has_block(txn, repo, cid)]
+    missing = [cid for cid in wanted if cid in hidden or not _has_block(txn, repo, cid)]
     if missing:
         names = ", ".join(map(str, missing[:10]))
         raise RequestError("BlockNotFound", f"Could not find blocks: {names}")

@@ -37,6 +37,7 @@ class PrincipalKind(StrEnum):
     SESSION = "session"
     SERVICE = "service"
     ADMIN = "admin"
+    MODERATOR = "moderator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Principal:
 
     A session has `did`, `aid`, `scope`, `session_id` and the `status` of its account. A service
     principal is the holder of a DID's signing key: `did`, and `lxm`, the one method that the token
-    names; `aid` only if the account lives here. The admin has none of these.
+    names; `aid` only if the account lives here. A moderator is the configured moderation service:
+    its `did`, and `lxm`. The admin has none of these.
     """
 
     kind: PrincipalKind

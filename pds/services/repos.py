@@ -26,7 +26,7 @@ from pds.protocol.repo import CommitTooLarge, RecordExists, RecordMissing, SwapM
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_nsid, parse_record_key
 from pds.protocol.tid import TidClock
 from pds.services.account_cache import AccountCache
-from pds.services.availability import check_available, check_may_write
+from pds.services.availability import check_available, check_may_write, sees_hidden
 from pds.services.principal import Principal
 from pds.services.records_prepare import (
     PreparedWrite,
@@ -38,6 +38,7 @@ from pds.services.repo_txn import Moment, commit_writes
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import Keystore
+from pds.store.moderation import hidden_paths, is_record_hidden
 from pds.store.records import (
     Record,
     get_record,
@@ -362,7 +363,11 @@ def _read_record(
 ) -> bytes:
     account, repo_id = _find(txn, repo, principal)
     record = get_record(txn, repo_id, path)
-    if record is None or (cid is not None and cid != record.cid):  # bytes, not texts (DM-33)
+    if (
+        record is None
+        or (cid is not None and cid != record.cid)  # bytes, not texts (DM-33)
+        or (is_record_hidden(txn, account.aid, path) and not sees_hidden(account.did, principal))
+    ):
         uri = f"at://{account.did}/{path}"
         raise RequestError("RecordNotFound", f"Could not locate record: {uri}")
     return dump_json(_view(account.did, record))
@@ -390,8 +395,13 @@ def _read_page(txn: Txn, page: _Page, principal: Principal | None) -> bytes:
     records = list_records(
         txn, repo_id, page.collection, cursor=page.cursor, limit=count, reverse=page.reverse
     )
+    hidden = hidden_paths(txn, account.aid, page.collection)
+    if hidden and sees_hidden(account.did, principal):
+        hidden = frozenset()
     # Each record is rendered by itself, so that only one is in memory as objects.
-    views = b",".join([dump_json(_view(account.did, record)) for record in records])
+    views = b",".join(
+        [dump_json(_view(account.did, record)) for record in records if record.path not in hidden]
+    )
     if count == len(sizes):
         return b'{"records":[%b]}' % views
     cursor = records[-1].path.split("/", 1)[1]

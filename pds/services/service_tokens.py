@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
@@ -24,6 +25,7 @@ from pds.protocol.keys import PublicKey, Signer
 from pds.protocol.service_auth import (
     DEFAULT_LIFE_S,
     MAX_LIFE_S,
+    SIGNING_KEY_ID,
     ServiceAuthError,
     ServiceToken,
     check_service_token,
@@ -46,6 +48,11 @@ MAX_REMEMBERED: Final = 100_000
 forgotten early."""
 MAX_AUDIENCE_BYTES: Final = 2048
 
+LABELER_ID: Final = "#atproto_labeler"
+"""How a moderation service names itself behind its DID, in the older form of issuers."""
+LABEL_KEY_ID: Final = "#atproto_label"
+"""The key of its DID document that it signs with."""
+
 
 class ServiceTokens:
     """Mints and accepts service tokens."""
@@ -59,6 +66,7 @@ class ServiceTokens:
         accounts: AccountCache,
         resolver: Resolver,
         service_did: str,
+        moderator_did: str | None = None,
         dev: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,6 +76,7 @@ class ServiceTokens:
         self._accounts = accounts
         self._resolver = resolver
         self._audiences = frozenset({service_did, f"{service_did}#atproto_pds"})
+        self._moderator_did = moderator_did
         self._dev = dev
         self._signers: AidCache[int, Signer] = AidCache(monotonic=monotonic)
         self._used: OrderedDict[bytes, int] = OrderedDict()
@@ -157,16 +166,9 @@ class ServiceTokens:
         """
         try:
             parsed = parse_service_token(token)
-            replay_text = check_service_token(
-                parsed, audiences=self._audiences, lxm=lxm, now_s=self._now_s()
-            )
-            replay_id = sha256(replay_text.encode("utf-8", "surrogatepass")).digest()
-            self._refuse_used(replay_id)
-            await self._verify(parsed)
-            self._refuse_used(replay_id)  # Another request may have used it meanwhile.
+            await self._accept(parsed, lxm)
         except ServiceAuthError as error:
             raise RequestError(error.name, error.message, 401) from error
-        self._remember(replay_id, parsed.exp)
         account = await self._accounts.get(parsed.iss)
         if lxm != CREATE_ACCOUNT:
             if account is None:
@@ -180,6 +182,43 @@ class ServiceTokens:
             status=None if account is None else account.status,
             lxm=lxm,
         )
+
+    async def authenticate_moderator(self, token: str, *, lxm: str) -> Principal:
+        """Return the moderation service that issued `token` for the method `lxm`.
+
+        The issuer names itself `did#atproto_labeler`, or bare with the key id `#atproto_label`;
+        either way the key is `#atproto_label` of its document. Its account key is not accepted:
+        whoever hosts that account, and apps signed in to it, could speak for the moderators.
+
+        Raises: RequestError `UntrustedIss` and the names of XRPC-43 (401); Unreachable.
+        Spec: (XRPC-28, XRPC-42)
+        """
+        try:
+            parsed = parse_service_token(token)
+            if self._moderator_did is None or parsed.iss != self._moderator_did:
+                raise ServiceAuthError("UntrustedIss", "Untrusted issuer")
+            if parsed.key_id == LABELER_ID:
+                parsed = replace(parsed, key_id=LABEL_KEY_ID)
+            await self._accept(parsed, lxm, key_ids=(LABEL_KEY_ID,))
+        except ServiceAuthError as error:
+            raise RequestError(error.name, error.message, 401) from error
+        return Principal(PrincipalKind.MODERATOR, did=parsed.iss, lxm=lxm)
+
+    async def _accept(
+        self, token: ServiceToken, lxm: str, *, key_ids: tuple[str, ...] = (SIGNING_KEY_ID,)
+    ) -> None:
+        """Check a token in all respects and remember that it was used.
+
+        Raises: ServiceAuthError, Unreachable.
+        """
+        replay_text = check_service_token(
+            token, audiences=self._audiences, lxm=lxm, now_s=self._now_s(), key_ids=key_ids
+        )
+        replay_id = sha256(replay_text.encode("utf-8", "surrogatepass")).digest()
+        self._refuse_used(replay_id)
+        await self._verify(token)
+        self._refuse_used(replay_id)  # Another request may have used it meanwhile.
+        self._remember(replay_id, token.exp)
 
     async def _verify(self, token: ServiceToken) -> None:
         key = await self._key(token, refresh=False)

@@ -161,14 +161,51 @@ def release_blobs(
             _discard(txn, aid, cid, now_us)
 
 
-def list_blobs(
-    txn: Txn, repo_id: int, *, since: str | None, after: Cid | None, limit: int
-) -> list[Cid]:
-    """Return CIDs that current records refer to, ascending; `since` is a rev (SYNC-70)."""
+def hide_blob(txn: Txn, aid: int, cid: Cid, *, takedown_ref: str) -> None:
+    """Put a blob in quarantine; the row and its bytes stay until it is let out (ACC-44)."""
+    txn.write(
+        "UPDATE blob SET takedown_ref = ? WHERE aid = ? AND cid = ?", (takedown_ref, aid, cid)
+    )
+
+
+def show_blob(txn: Txn, aid: int, cid: Cid, *, now_us: int) -> None:
+    """Let a blob out of quarantine; if its records went meanwhile, it goes now (XRPC-85)."""
+    txn.write("UPDATE blob SET takedown_ref = NULL WHERE aid = ? AND cid = ?", (aid, cid))
+    blob = get_blob(txn, aid, cid)
+    if blob is not None and not blob.is_temporary and not _is_referenced(txn, aid, cid):
+        _discard(txn, aid, cid, now_us)
+
+
+def list_held_blobs(
+    txn: Txn, aid: int, *, after: Cid | None, limit: int, taken_down: bool = False
+) -> list[Blob]:
+    """Return the blobs of an account in whatever state, ascending by CID, for the operator."""
+    only = " AND takedown_ref IS NOT NULL" if taken_down else ""
     rows = txn.read(
-        "SELECT DISTINCT cid FROM blob_ref WHERE repo_id = ? AND cid > ? AND rev > ?"
-        " ORDER BY cid LIMIT ?",
-        (repo_id, after or b"", since or "", limit),
+        f"SELECT {_COLUMNS} FROM blob WHERE aid = ? AND cid > ?{only} ORDER BY cid LIMIT ?",
+        (aid, after or b"", limit),
+    )
+    return [Blob(Cid(row[0]), *row[1:]) for row in rows]
+
+
+def list_blobs(
+    txn: Txn,
+    repo_id: int,
+    *,
+    since: str | None,
+    after: Cid | None,
+    limit: int,
+    public_of: int | None = None,
+) -> list[Cid]:
+    """Return CIDs that current records refer to, ascending; `since` is a rev (SYNC-70).
+
+    With `public_of`, the number of the account, those in quarantine are left out.
+    """
+    rows = txn.read(
+        "SELECT DISTINCT r.cid FROM blob_ref r WHERE r.repo_id = ? AND r.cid > ? AND r.rev > ?"
+        " AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.aid = ? AND b.cid = r.cid"
+        " AND b.takedown_ref IS NOT NULL) ORDER BY r.cid LIMIT ?",
+        (repo_id, after or b"", since or "", -1 if public_of is None else public_of, limit),
     )
     return [Cid(row[0]) for row in rows]
 
@@ -197,8 +234,21 @@ def collect_temporary(txn: Txn, *, before_us: int, now_us: int, limit: int) -> i
     txn.lock_accounts({aid for aid, _ in rows})
     for aid, cid in rows:
         blob = get_blob(txn, aid, Cid(cid))
-        if blob is not None and blob.is_temporary and blob.created_at < before_us:
+        if (
+            blob is not None
+            and blob.is_temporary
+            and not blob.is_taken_down
+            and blob.created_at < before_us
+        ):
             _discard(txn, aid, blob.cid, now_us)
+    return len(rows)
+
+
+def discard_account_blobs(txn: Txn, aid: int, *, now_us: int, limit: int) -> int:
+    """Discard blobs of an account that is gone, taken down or not; returns how many."""
+    rows = txn.read("SELECT cid FROM blob WHERE aid = ? ORDER BY cid LIMIT ?", (aid, limit))
+    for (cid,) in rows:
+        _discard(txn, aid, Cid(cid), now_us)
     return len(rows)
 
 

@@ -40,6 +40,8 @@ class Auth(Enum):
     """A Bearer token that the handler itself checks as a refresh token (`call.token`)."""
     ADMIN = auto()
     """The operator."""
+    MODERATOR = auto()
+    """The operator, or a token of the configured moderation service that names this method."""
     SESSION_OR_SERVICE = auto()
     """A session, or a service token that names this method."""
     SERVICE_OPTIONAL = auto()
@@ -48,6 +50,8 @@ class Auth(Enum):
 
 TAKENDOWN_OK: Final = frozenset({Auth.OPTIONAL, Auth.SESSION_TAKENDOWN_OK, Auth.FULL_TAKENDOWN_OK})
 FULL_ONLY: Final = frozenset({Auth.FULL, Auth.FULL_TAKENDOWN_OK})
+BASIC_OK: Final = frozenset({Auth.ADMIN, Auth.MODERATOR, Auth.OPTIONAL})
+OPERATOR_ONLY: Final = frozenset({Auth.ADMIN, Auth.MODERATOR})
 BASIC_CHALLENGE: Final = 'Basic realm="admin", charset="UTF-8"'
 BEARER_CHALLENGE: Final = "Bearer"
 
@@ -70,7 +74,7 @@ async def authenticate(
     match scheme:
         case "bearer":
             return await _from_bearer(auth, token, services=services, nsid=nsid), token
-        case "basic" if auth in (Auth.ADMIN, Auth.OPTIONAL):
+        case "basic" if auth in BASIC_OK:
             return _from_basic(token, request=request, services=services), None
         case _:
             raise _unusable(auth, "Unexpected authorization type")
@@ -84,6 +88,8 @@ async def _from_bearer(
             return None
         case Auth.ADMIN:
             raise _unusable(auth, "Unexpected authorization type")
+        case Auth.MODERATOR:
+            return await services.service_tokens.authenticate_moderator(token, lxm=nsid)
         case Auth.SERVICE_OPTIONAL:
             return await services.service_tokens.authenticate(token, lxm=nsid)
         case Auth.SESSION_OR_SERVICE if services.service_tokens.is_service_token(token):
@@ -122,7 +128,7 @@ def _split_header(header: str, auth: Auth) -> tuple[str, str]:
 
 
 def _missing(auth: Auth) -> RequestError:
-    challenge = BASIC_CHALLENGE if auth is Auth.ADMIN else BEARER_CHALLENGE
+    challenge = BASIC_CHALLENGE if auth in OPERATOR_ONLY else BEARER_CHALLENGE
     return RequestError(
         "AuthMissing", "Authentication Required", 401, headers={"WWW-Authenticate": challenge}
     )
@@ -137,7 +143,7 @@ def _unusable(auth: Auth, message: str) -> RequestError:
             401,
             headers={"WWW-Authenticate": BEARER_CHALLENGE},
         )
-    if auth is Auth.ADMIN:
+    if auth in OPERATOR_ONLY:
         return RequestError(
             "AuthenticationRequired",
             message,

@@ -26,6 +26,7 @@ CREATE INDEX reserved_key_created_at ON reserved_key (created_at);
 CREATE TABLE record_takedown (
   aid {int} NOT NULL,
   path {key} NOT NULL,
+  cid {blob} NOT NULL,
   takedown_ref {key} NOT NULL,
   taken_down_at {int} NOT NULL,
   PRIMARY KEY (aid, path)
