@@ -230,6 +230,30 @@ class Sessions:
         )
         return await self._view(opened, session)
 
+    async def check_password(self, did: str, password: str, *, address: str = "") -> Account:
+        """Return the account of a DID whose main password this is, in any state.
+
+        Counted, and as slow, as an attempt to sign in: what guards a password guards it everywhere.
+        An unknown DID and a wrong password look the same.
+
+        Raises: RequestError `AuthenticationRequired` (401), 429 when tried too often.
+        """
+        started = self._monotonic()
+        account = await self._engine.read("session.account", get_account, did)
+        if self._attempts is not None and account is not None:
+            self._attempts.count(f"aid {account.aid}", address)
+        elif self._vain_attempts is not None:
+            self._vain_attempts.count(did, address)
+        is_right = await self._passwords.verify(
+            password, account.password_hash if account else None
+        )
+        rest_s = started + self._settings.login_floor_s - self._monotonic()
+        if rest_s > 0:
+            await asyncio.sleep(rest_s)
+        if account is None or not is_right:
+            raise wrong_did_or_password()
+        return account
+
     def _open_after_login(
         self, txn: Txn, verified: "_Verified", opening: Opening
     ) -> tuple[rows.Session, Account]:
@@ -475,6 +499,11 @@ def _refuse_takendown(status: AccountStatus) -> None:
 
 def _wrong_password() -> RequestError:
     return RequestError("AuthenticationRequired", "Invalid identifier or password", 401)
+
+
+def wrong_did_or_password() -> RequestError:
+    """An unknown DID, or a password that is not its account's."""
+    return RequestError("AuthenticationRequired", "Invalid did or password", 401)
 
 
 def _revoked() -> RequestError:

@@ -202,6 +202,16 @@ def update_suspension(txn: Txn, aid: int, suspended_at: int | None) -> None:
     txn.write("UPDATE account SET suspended_at = ? WHERE aid = ?", (suspended_at, aid))
 
 
+def list_overdue_accounts(txn: Txn, now_us: int, *, limit: int = 100) -> list[int]:
+    """Return accounts whose owners wanted them deleted by now, the most overdue first."""
+    rows = txn.read(
+        "SELECT aid FROM account WHERE delete_after IS NOT NULL AND delete_after <= ?"
+        " AND deactivated_at IS NOT NULL ORDER BY delete_after, aid LIMIT ?",
+        (now_us, limit),
+    )
+    return [row[0] for row in rows]
+
+
 def delete_account(txn: Txn, aid: int) -> None:
     """Delete the row; the rows of other tables are the caller's business."""
     txn.write("DELETE FROM account WHERE aid = ?", (aid,))

@@ -124,6 +124,17 @@ def delete_account_events(txn: Txn, aid: int, limit: int = MAX_BULK_ROWS) -> int
     return len(rows)
 
 
+def delete_superseded_events(txn: Txn, aid: int, *, limit: int = MAX_BULK_ROWS) -> int:
+    """Delete at most `limit` events of an account that is gone, all but its last (SYNC-22)."""
+    rows = txn.read(
+        "SELECT seq FROM event WHERE aid = ?"
+        " AND seq < (SELECT max(e.seq) FROM event e WHERE e.aid = ?) ORDER BY seq LIMIT ?",
+        (aid, aid, limit),
+    )
+    txn.write_many("DELETE FROM event WHERE seq = ?", rows)
+    return len(rows)
+
+
 def _get_deleted_through(txn: Txn) -> int:
     row = txn.read_one("SELECT value FROM fact WHERE name = ?", (DELETED_THROUGH,))
     return int(row[0]) if row is not None else 0

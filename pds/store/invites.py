@@ -78,3 +78,8 @@ def count_invite_uses(txn: Txn, code: str) -> int:
 def insert_invite_use(txn: Txn, code: str, *, aid: int, now_us: int) -> None:
     """Record that an account was made with this code."""
     txn.write("INSERT INTO invite_use (code, aid, used_at) VALUES (?, ?, ?)", (code, aid, now_us))
+
+
+def disable_codes_of(txn: Txn, holder: str) -> None:
+    """Disable all codes of a holder (a DID)."""
+    txn.write("UPDATE invite_code SET disabled = 1 WHERE for_account = ?", (holder,))

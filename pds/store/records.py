@@ -149,6 +149,12 @@ def get_record_with_rev(txn: Txn, repo_id: int, path: str) -> tuple[bytes, Tid, 
     )
 
 
+def count_record_blocks(txn: Txn, repo_id: int) -> int:
+    """Return how many blocks the records are: records of the same content are one block."""
+    rows = txn.read("SELECT count(DISTINCT cid) FROM record WHERE repo_id = ?", (repo_id,))
+    return int(rows[0][0])
+
+
 def upsert_records(
     txn: Txn, repo_id: int, rev: Tid, records: Iterable[tuple[str, Cid, bytes]]
 ) -> None:

@@ -240,6 +240,12 @@ def discard_repo(txn: Txn, repo_id: int, *, now_us: int) -> None:
     )
 
 
+def discard_account_repos(txn: Txn, aid: int, *, now_us: int) -> None:
+    """Put all generations of an account's repo on the list of garbage, the live one included."""
+    for (repo_id,) in txn.read("SELECT repo_id FROM repo WHERE aid = ?", (aid,)):
+        discard_repo(txn, repo_id, now_us=now_us)
+
+
 def list_garbage(txn: Txn, *, limit: int = 100) -> list[int]:
     """Return generations that wait for deletion, oldest first."""
     rows = txn.read(

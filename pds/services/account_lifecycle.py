@@ -1,0 +1,320 @@
+"""The life of an account as its owner and the clock drive it: activate, deactivate, delete.
+
+Each act is one transaction with its events (`account_states`). What takes time or other hosts is
+done before: the identity of an account is looked up before it becomes active (ACC-40), its password
+is checked before it is deleted (ACC-46).
+
+A date of deletion (`deleteAfter`) is kept: `sweep_overdue` deletes who is overdue. Since no code
+from the mailbox is asked for then, the date lies at least a day ahead, so that an owner whose
+session was stolen has that day to activate again. Accounts that were opened for a move and were
+never active have such a date from the start (ACC-22).
+
+`sweep_deleted` removes what deleted accounts have left behind, some hundred rows at a time.
+
+What the operator does (takedown, suspension, deletion) goes through here too, or through
+`AccountStates` where it shares a transaction with something else, such as a line in the audit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from pds.errors import RequestError
+from pds.log import get_logger
+from pds.services.account_cache import AccountCache
+from pds.services.account_states import (
+    ERASE_KIND,
+    AccountStates,
+    Change,
+    account_not_found,
+    restate_with_sync,
+)
+from pds.services.account_status import Documents, IdentityCheck
+from pds.services.mail_tokens import MailCode, MailPurpose, MailTokens
+from pds.services.repo_txn import Moment
+from pds.services.sessions import Sessions, wrong_did_or_password
+from pds.store.accounts import (
+    Account,
+    get_account_by_aid,
+    list_accounts,
+    list_overdue_accounts,
+)
+from pds.store.clock import Clock
+from pds.store.engine import Engine, Txn
+from pds.store.erasure import erase_some
+from pds.store.journal import delete_journal, list_journal
+from pds.store.keystore import Keystore
+
+US_PER_S: Final = 1_000_000
+MIN_NOTICE_S: Final = 86_400
+"""Between the wish to be deleted, made with a session alone, and the deletion."""
+SWEEP_ACCOUNTS: Final = 100
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_log: Final = get_logger(__name__)
+
+
+class AccountLifecycle:
+    """Activates, deactivates and deletes accounts."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        clock: Clock,
+        clock_id: int,
+        keystore: Keystore,
+        states: AccountStates,
+        cache: AccountCache,
+        sessions: Sessions,
+        identities: IdentityCheck,
+        documents: Documents,
+        mail_tokens: MailTokens,
+    ) -> None:
+        self.states = states
+        self._engine = engine
+        self._clock = clock
+        self._clock_id = clock_id
+        self._keystore = keystore
+        self._cache = cache
+        self._sessions = sessions
+        self._identities = identities
+        self._documents = documents
+        self._mail_tokens = mail_tokens
+
+    # What owners do
+
+    async def activate(self, aid: int) -> Change:
+        """Activate an account whose identity names this host; an active one stays as it is.
+
+        Raises: RequestError `AccountNotFound`, `AccountTakedown`, `InvalidRequest`; RemoteError
+        when the identity could not be looked up. Spec: (ACC-40, ID-70, SYNC-42)
+        """
+        account = await self._get(aid)
+        _refuse_takendown(account)
+        if account.deactivated_at is None:
+            return Change(account, account)
+        await self._identities.check(account)
+        moment = self.moment()
+
+        def activate(txn: Txn) -> Change:
+            now = get_account_by_aid(txn, aid)
+            if now is None:
+                raise account_not_found()
+            _refuse_takendown(now)
+            if now.key_id != account.key_id:
+                raise RequestError("InvalidRequest", "The signing key has changed meanwhile")
+            return self.states.activate(txn, aid, moment)
+
+        change = await self._act("account.activate", aid, activate)
+        await self._documents.forget(account.did, account.handle)
+        return change
+
+    async def deactivate(self, aid: int, *, delete_after: str | None = None) -> Change:
+        """Deactivate an account until it is activated, or deleted after a date.
+
+        Without a date it is kept, also if there was one before.
+
+        Raises: RequestError `AccountNotFound`, `InvalidRequest`. Spec: (ACC-42, ACC-43)
+        """
+        now_us = self._clock.now_us()
+        delete_us = None if delete_after is None else parse_delete_after(delete_after, now_us)
+
+        def deactivate(txn: Txn) -> Change:
+            return self.states.deactivate(txn, aid, now_us=now_us, delete_after=delete_us)
+
+        return await self._act("account.deactivate", aid, deactivate)
+
+    async def delete(self, did: str, *, password: str, code: str, address: str = "") -> None:
+        """Delete an account whose owner knows the password and reads its mail (ACC-46).
+
+        Raises: RequestError `AuthenticationRequired` (401), `InvalidToken`, `ExpiredToken`; 429.
+        """
+        account = await self._sessions.check_password(did, password, address=address)
+        now_us = self._clock.now_us()
+
+        def delete(txn: Txn) -> None:
+            now = get_account_by_aid(txn, account.aid)
+            if now is None or now.password_hash != account.password_hash:
+                raise wrong_did_or_password()
+            self.states.delete(txn, account.aid, now_us=now_us)
+
+        code_given = MailCode(account.aid, MailPurpose.DELETE_ACCOUNT, code, now_us)
+        await self._mail_tokens.use("account.delete", code_given, delete)
+        await self._forget(account, by="owner")
+
+    # What the operator does
+
+    async def set_takedown(self, aid: int, takedown_ref: str | None) -> Change:
+        """Take an account down under a reference, or with None lift that (ACC-44)."""
+        moment = self.moment()
+
+        def act(txn: Txn) -> Change:
+            if takedown_ref is None:
+                return self.states.lift_takedown(txn, aid, moment)
+            return self.states.take_down(txn, aid, takedown_ref)
+
+        return await self._act("account.takedown", aid, act)
+
+    async def set_suspended(self, aid: int, *, is_suspended: bool) -> Change:
+        """Suspend an account, or lift that (SYNC-83)."""
+        moment = self.moment()
+
+        def act(txn: Txn) -> Change:
+            if is_suspended:
+                return self.states.suspend(txn, aid, now_us=moment.now_us)
+            return self.states.lift_suspension(txn, aid, moment)
+
+        return await self._act("account.suspend", aid, act)
+
+    async def delete_now(self, aid: int) -> Account:
+        """Delete an account without asking its owner (ACC-46).
+
+        Raises: RequestError `AccountNotFound`.
+        """
+        account = await self._engine.transact(
+            "account.delete", self._delete, aid, self._clock.now_us(), accounts=(aid,)
+        )
+        await self._forget(account, by="operator")
+        return account
+
+    def moment(self) -> Moment:
+        """Return what acts need that may make an account active.
+
+        Raises: Unavailable while the clock is in doubt.
+        """
+        return Moment(self._clock.now_us(), self._clock_id)
+
+    # What the clock does
+
+    async def sweep_overdue(self, now_us: int) -> int:
+        """Delete the accounts whose date of deletion has come; return how many there were.
+
+        Each is looked at again in the transaction that deletes it: its owner may have come back,
+        or another node may have been faster. Spec: (ACC-22)
+        """
+        deleted = 0
+        while True:
+            overdue = await self._engine.read("account.overdue", _list_overdue, now_us)
+            for aid in overdue:
+                account = await self._engine.transact(
+                    "account.delete_overdue", self._delete_overdue, aid, now_us, accounts=(aid,)
+                )
+                if account is not None:
+                    deleted += 1
+                    await self._forget(account, by="deleteAfter")
+            if len(overdue) < SWEEP_ACCOUNTS:
+                return deleted
+
+    async def sweep_deleted(self) -> int:
+        """Remove what deleted accounts left behind; return how many were done with."""
+        done = 0
+        for row in await self._engine.read("account.erase", list_journal, ERASE_KIND):
+            is_done = False
+            while not is_done:
+                is_done = await self._engine.transact(
+                    "account.erase",
+                    _erase,
+                    row.journal_id,
+                    int(row.subject),
+                    self._clock.now_us(),
+                    bulk=True,
+                )
+            done += 1
+        return done
+
+    async def restate_all(self) -> int:
+        """Sign the heads of all active repos again and emit `#sync` for each; return how many.
+
+        For a database that is older than what relays have seen: nobody can tell which repos had
+        gone on, so readers are told of all of them (promise A3, ACC-65, ACC-66).
+        """
+        after_aid = restated = 0
+        while True:
+            page = await self._engine.read("account.page", _page_active, after_aid)
+            for aid in page.active:
+                restated += await self._engine.transact(
+                    "repo.restate", _restate, self._keystore, aid, self.moment(), bulk=True
+                )
+            if page.last_aid is None:
+                return restated
+            after_aid = page.last_aid
+
+    async def _get(self, aid: int) -> Account:
+        account = await self._cache.get_by_aid(aid)
+        if account is None:
+            raise account_not_found()
+        return account
+
+    async def _act(self, label: str, aid: int, fn: Callable[[Txn], Change]) -> Change:
+        change = await self._engine.transact(label, fn, accounts=(aid,))
+        if change.is_announced:
+            _log.info("account.status_changed", did=change.after.did, status=change.after.status)
+        return change
+
+    def _delete(self, txn: Txn, aid: int, now_us: int) -> Account:
+        return self.states.delete(txn, aid, now_us=now_us)
+
+    def _delete_overdue(self, txn: Txn, aid: int, now_us: int) -> Account | None:
+        account = get_account_by_aid(txn, aid)
+        if account is None or account.deactivated_at is None:
+            return None
+        if account.delete_after is None or account.delete_after > now_us:
+            return None
+        return self.states.delete(txn, aid, now_us=now_us)
+
+    async def _forget(self, account: Account, *, by: str) -> None:
+        _log.info("account.deleted", did=account.did, by=by)
+        await self._documents.forget(account.did, account.handle)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Active accounts in a row; `last_aid` is where the next page begins, None at the end."""
+
+    active: tuple[int, ...]
+    last_aid: int | None
+
+
+def parse_delete_after(text: str, now_us: int) -> int:
+    """Return the date from which an account may be deleted: at least a day ahead.
+
+    Raises: RequestError `InvalidRequest` for a text that is no date.
+    """
+    try:
+        instant = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise RequestError("InvalidRequest", "deleteAfter is not a date") from error
+    asked_us = (instant - _EPOCH) // timedelta(microseconds=1)
+    return max(asked_us, now_us + MIN_NOTICE_S * US_PER_S)
+
+
+def _refuse_takendown(account: Account) -> None:
+    """Refuse to activate what the operator has closed: 401, as for its sessions."""
+    if account.takedown_ref is not None:
+        raise RequestError("AccountTakedown", "Account has been taken down", 401)
+    if account.suspended_at is not None:
+        raise RequestError("AccountTakedown", "Account has been suspended", 401)
+
+
+def _list_overdue(txn: Txn, now_us: int) -> list[int]:
+    return list_overdue_accounts(txn, now_us, limit=SWEEP_ACCOUNTS)
+
+
+def _erase(txn: Txn, journal_id: int, aid: int, now_us: int) -> bool:
+    if not erase_some(txn, aid, now_us=now_us):
+        return False
+    delete_journal(txn, journal_id)
+    return True
+
+
+def _page_active(txn: Txn, after_aid: int) -> _Page:
+    page = list_accounts(txn, after_aid=after_aid)
+    active = tuple(account.aid for account in page if account.is_active)
+    return _Page(active, page[-1].aid if page else None)
+
+
+def _restate(txn: Txn, keystore: Keystore, aid: int, moment: Moment) -> bool:
+    txn.lock_accounts((aid,))
+    return restate_with_sync(txn, keystore, aid, moment)
