@@ -46,11 +46,12 @@ from pds.services.account_rows import AccountRows, Claim, NewRows, account_exist
 from pds.services.handles import HandlePolicy
 from pds.services.mail import Mailer, welcome_mail
 from pds.services.passwords import Passwords, check_new_password
-from pds.services.principal import Principal, PrincipalKind
-from pds.services.sessions import Sessions, SessionView
+from pds.services.principal import Principal, PrincipalKind, ReplayId
+from pds.services.sessions import Opening, Sessions, SessionView
+from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import Account, AccountStatus, get_account_by_did
 from pds.store.clock import Clock
-from pds.store.engine import Engine
+from pds.store.engine import Engine, Txn
 from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
 from pds.store.sessions import Session
 
@@ -165,8 +166,9 @@ class AccountCreation:
         )
         if request.did is not None:
             did = self._check_control(request.did, principal)
+            replay = None if principal is None else principal.replay
             return await self._shielded(
-                self._create_for(replace(claim, did=did), did, request.password)
+                self._create_for(replace(claim, did=did), did, request.password, replay)
             )
         self._handles.check_ours(claim.handle)
         recovery_key = self._parse_recovery_key(request.recovery_key)
@@ -242,11 +244,13 @@ class AccountCreation:
 
     # A DID that exists
 
-    async def _create_for(self, claim: Claim, did: Did, password: str) -> SessionView:
+    async def _create_for(
+        self, claim: Claim, did: Did, password: str, replay: ReplayId | None
+    ) -> SessionView:
         """Make the place for an identity that points elsewhere, and still may (ACC-1, ACC-21)."""
         existing = await self._engine.read("account.existing", get_account_by_did, did)
         if existing is not None:
-            return await self._resume(existing, password)
+            return await self._resume(existing, password, replay)
         document = await self._resolve_brought(did)
         await self._check_brought_handle(claim.handle, did)
         await self._engine.read("account.check", check_claim, claim)
@@ -263,23 +267,34 @@ class AccountCreation:
             opening=self._sessions.prepare(),
             journal_id=None,
             is_active=False,
+            replay=replay,
         )
         account, session = await self._engine.transact("account.import", self._rows.insert, new)
         return await self._welcome(account, session, dict(document.source))
 
-    async def _resume(self, account: Account, password: str) -> SessionView:
+    async def _resume(
+        self, account: Account, password: str, replay: ReplayId | None
+    ) -> SessionView:
         """Answer a repeated call like the first one, if it knows the password (ACC-24)."""
         is_known = await self._passwords.verify(password, account.password_hash)
         if account.status is not AccountStatus.DEACTIVATED or not is_known:
             raise account_exists()
         session = await self._engine.transact(
             "session.open",
-            self._sessions.open_session,
+            self._open_again,
             account,
             self._sessions.prepare(),
+            replay,
+            self._clock.now_us(),
             accounts=(account.aid,),
         )
         return await self._sessions.view_opened(account, session)
+
+    def _open_again(
+        self, txn: Txn, account: Account, opening: Opening, replay: ReplayId | None, now_us: int
+    ) -> Session | None:
+        refuse_replay(txn, replay, now_us)
+        return self._sessions.open_session(txn, account, opening)
 
     async def _resolve_brought(self, did: Did) -> DidDocument:
         try:

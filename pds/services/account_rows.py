@@ -12,6 +12,7 @@ from pds.protocol.keys import Curve, make_signer
 from pds.protocol.syntax import Did, Handle, Tid
 from pds.services.account_cache import AccountCache
 from pds.services.account_draft import JOURNAL_KIND, DraftPhase, decode_draft
+from pds.services.principal import ReplayId
 from pds.services.repo_txn import (
     create_repo,
     emit_account,
@@ -20,6 +21,7 @@ from pds.services.repo_txn import (
     emit_sync,
 )
 from pds.services.sessions import Opening, Sessions
+from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import (
     Account,
     get_account_by_aid,
@@ -64,6 +66,8 @@ class NewRows:
     """The journal row that this settles; None for a DID that existed already."""
     is_active: bool
     """False for an account that is moving in: it starts deactivated (ACC-21)."""
+    replay: ReplayId | None = None
+    """The token that allows it, to be used up (XRPC-44)."""
 
 
 def check_claim(txn: Txn, claim: Claim, journal_id: int | None = None) -> None:
@@ -109,6 +113,7 @@ class AccountRows:
         if new.journal_id is not None:
             _check_open(txn, new.journal_id)
         check_claim(txn, new.claim, new.journal_id)
+        refuse_replay(txn, new.replay, new.now_us)
         aid = insert_account(
             txn,
             did=new.did,

@@ -28,8 +28,9 @@ from pds.protocol.data import Json
 from pds.protocol.syntax import InvalidSyntax, Tid, parse_tid
 from pds.services.availability import check_available, repo_not_found, sees_hidden
 from pds.services.mime import choose_mime_type
-from pds.services.principal import Principal
+from pds.services.principal import Principal, ReplayId
 from pds.services.settings import setting
+from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import get_account_by_aid
 from pds.store.blobs import (
     CLAIM_US,
@@ -114,12 +115,14 @@ class Blobs:
         *,
         declared_type: str | None,
         declared_size: int | None = None,
+        replay: ReplayId | None = None,
     ) -> Json:
         """Take in a blob and return its reference as JSON.
 
         The size limit is the stream's to keep. Raises: RequestError `InvalidRequest` for a length
         that is not the announced one or a blob that was taken down, `AccountTakedown` 401,
-        `AccountNotFound` 403; Unavailable. Spec: blob#blob-metadata (XRPC-80, XRPC-81, XRPC-83)
+        `AccountNotFound` 403, `BadJwt` 401 for a used token; Unavailable.
+        Spec: blob#blob-metadata (XRPC-44, XRPC-80, XRPC-81, XRPC-83)
         """
         async with self._store.stage(chunks) as staged:
             if declared_size is not None and declared_size != staged.size:
@@ -128,7 +131,8 @@ class Blobs:
                     f"Content-Length is {declared_size}, but {staged.size} bytes came",
                 )
             mime_type = choose_mime_type(staged.head, declared_type)
-            blob = await _finish(self._store_staged(BlobKey(aid, staged.cid), staged, mime_type))
+            key = BlobKey(aid, staged.cid)
+            blob = await _finish(self._store_staged(key, staged, mime_type, replay))
         return {
             "$type": "blob",
             "ref": {"$link": str(blob.cid)},
@@ -352,20 +356,17 @@ class Blobs:
             bulk=True,
         )
 
-    async def _store_staged(self, key: BlobKey, staged: StagedBlob, mime_type: str) -> Blob:
+    async def _store_staged(
+        self, key: BlobKey, staged: StagedBlob, mime_type: str, replay: ReplayId | None
+    ) -> Blob:
         """Make an upload durable, then its row."""
         with self._locked(key) as lock:
             async with lock:
                 while True:
                     await staged.store(key.aid)
+                    upload = _Upload(key, mime_type, staged.size, self._clock.now_us(), replay)
                     blob = await self._engine.transact(
-                        "blob.upload",
-                        _note_upload,
-                        key,
-                        mime_type,
-                        staged.size,
-                        self._clock.now_us(),
-                        accounts=(key.aid,),
+                        "blob.upload", _note_upload, upload, accounts=(key.aid,)
                     )
                     if blob is not None:
                         break
@@ -429,13 +430,35 @@ class _Lock:
         self.users = 0
 
 
-def _note_upload(txn: Txn, key: BlobKey, mime_type: str, size: int, now_us: int) -> Blob | None:
-    account = get_account_by_aid(txn, key.aid)
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """What the row of an upload is made of."""
+
+    key: BlobKey
+    mime_type: str
+    size: int
+    now_us: int
+    replay: ReplayId | None
+
+
+def _note_upload(txn: Txn, upload: _Upload) -> Blob | None:
+    aid = upload.key.aid
+    account = get_account_by_aid(txn, aid)
     if account is None:
         raise RequestError("AccountNotFound", "Account not found", 403)
     if account.takedown_ref is not None:
         raise RequestError("AccountTakedown", "Account has been taken down", 401)
-    return insert_upload(txn, key.aid, cid=key.cid, mime_type=mime_type, size=size, now_us=now_us)
+    blob = insert_upload(
+        txn,
+        aid,
+        cid=upload.key.cid,
+        mime_type=upload.mime_type,
+        size=upload.size,
+        now_us=upload.now_us,
+    )
+    if blob is not None:  # else it is tried again, with the same token
+        refuse_replay(txn, upload.replay, upload.now_us)
+    return blob
 
 
 def _collect_temporary(txn: Txn, before_us: int, now_us: int) -> int:

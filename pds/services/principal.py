@@ -41,13 +41,22 @@ class PrincipalKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayId:
+    """By what a token that works once is known, until `expires_at` in unix microseconds."""
+
+    digest: bytes
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """An authenticated caller.
 
     A session has `did`, `aid`, `scope`, `session_id` and the `status` of its account. A service
     principal is the holder of a DID's signing key: `did`, and `lxm`, the one method that the token
     names; `aid` only if the account lives here. A moderator is the configured moderation service:
-    its `did`, and `lxm`. The admin has none of these.
+    its `did`, and `lxm`. The admin has none of these. `replay` is there when the credential works
+    once: whoever writes for this caller hands it to `used_tokens.refuse_replay`.
     """
 
     kind: PrincipalKind
@@ -57,6 +66,7 @@ class Principal:
     session_id: str | None = None
     status: AccountStatus | None = None
     lxm: str | None = None
+    replay: ReplayId | None = None
 
     @property
     def is_admin(self) -> bool:

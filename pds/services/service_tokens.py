@@ -6,7 +6,8 @@ audience offers, whatever the session may do.
 
 Accepting: the key is that of the issuer's DID document; if the signature is wrong the document is
 fetched anew once, because keys change. A token works once: its replay id is remembered in memory
-until it expires.
+until it expires, and handed on with the principal, for writes to note it in the database
+(`used_tokens`).
 
 Spec: xrpc#inter-service-authentication-jwt (XRPC-40..47)
 """
@@ -37,7 +38,7 @@ from pds.protocol.syntax import Did, InvalidSyntax, is_blessed_did, parse_did, p
 from pds.services.account_cache import AccountCache, AidCache
 from pds.services.account_creation import Resolver
 from pds.services.method_policy import CREATE_ACCOUNT, is_privileged, is_protected
-from pds.services.principal import Principal, PrincipalKind
+from pds.services.principal import Principal, PrincipalKind, ReplayId
 from pds.store.accounts import Account, AccountStatus
 from pds.store.clock import Clock
 from pds.store.engine import Engine
@@ -47,6 +48,7 @@ MAX_REMEMBERED: Final = 100_000
 """Replay ids in memory, as digests: issuers choose how long theirs are. Beyond that the oldest are
 forgotten early."""
 MAX_AUDIENCE_BYTES: Final = 2048
+US_PER_S: Final = 1_000_000
 
 LABELER_ID: Final = "#atproto_labeler"
 """How a moderation service names itself behind its DID, in the older form of issuers."""
@@ -166,7 +168,7 @@ class ServiceTokens:
         """
         try:
             parsed = parse_service_token(token)
-            await self._accept(parsed, lxm)
+            replay = await self._accept(parsed, lxm)
         except ServiceAuthError as error:
             raise RequestError(error.name, error.message, 401) from error
         account = await self._accounts.get(parsed.iss)
@@ -181,6 +183,7 @@ class ServiceTokens:
             aid=None if account is None else account.aid,
             status=None if account is None else account.status,
             lxm=lxm,
+            replay=replay,
         )
 
     async def authenticate_moderator(self, token: str, *, lxm: str) -> Principal:
@@ -199,14 +202,14 @@ class ServiceTokens:
                 raise ServiceAuthError("UntrustedIss", "Untrusted issuer")
             if parsed.key_id == LABELER_ID:
                 parsed = replace(parsed, key_id=LABEL_KEY_ID)
-            await self._accept(parsed, lxm, key_ids=(LABEL_KEY_ID,))
+            replay = await self._accept(parsed, lxm, key_ids=(LABEL_KEY_ID,))
         except ServiceAuthError as error:
             raise RequestError(error.name, error.message, 401) from error
-        return Principal(PrincipalKind.MODERATOR, did=parsed.iss, lxm=lxm)
+        return Principal(PrincipalKind.MODERATOR, did=parsed.iss, lxm=lxm, replay=replay)
 
     async def _accept(
         self, token: ServiceToken, lxm: str, *, key_ids: tuple[str, ...] = (SIGNING_KEY_ID,)
-    ) -> None:
+    ) -> ReplayId:
         """Check a token in all respects and remember that it was used.
 
         Raises: ServiceAuthError, Unreachable.
@@ -219,6 +222,7 @@ class ServiceTokens:
         await self._verify(token)
         self._refuse_used(replay_id)  # Another request may have used it meanwhile.
         self._remember(replay_id, token.exp)
+        return ReplayId(replay_id, token.exp * US_PER_S)
 
     async def _verify(self, token: ServiceToken) -> None:
         key = await self._key(token, refresh=False)
@@ -251,7 +255,7 @@ class ServiceTokens:
         self._used[replay_id] = exp
 
     def _now_s(self) -> int:
-        return self._wall.now_us() // 1_000_000
+        return self._wall.now_us() // US_PER_S
 
 
 def _check_expiration(life_s: int, *, has_method: bool) -> None:

@@ -138,6 +138,7 @@ async def upload_blob(call: Call) -> Json:
         aiter(call.body),
         declared_type=call.body.content_type,
         declared_size=call.body.content_length,
+        replay=principal.replay,
     )
     return {"blob": blob}
 
