@@ -55,6 +55,10 @@ class Unavailable(StoreError):
     """The store cannot answer now (disk full, stopped after a failed sync, queue full)."""
 
 
+class Paused(Unavailable):
+    """Writes are refused on purpose, and for a while: the host is being moved."""
+
+
 class Corrupt(StoreError):
     """Stored bytes are not what they should be."""
 

@@ -28,6 +28,7 @@ from typing import Final
 from pds.errors import ConfigError, Conflict, Corrupt, StoreError, Unavailable
 from pds.store.base import DatabaseReport, EngineConnection, Opened, ThreadedEngine
 from pds.store.clock import Clock, ClockInDoubt, SystemClock
+from pds.store.convert_mark import READ_MARK, check_may_start, check_may_write
 from pds.store.engine import Interrupted, MakeDurable, Params, Recorder, Row, Statement
 from pds.store.migrate import (
     SCHEMA_COMPAT,
@@ -126,7 +127,10 @@ class PostgresWriter(EngineConnection):
         self._pending_seq = seq
 
     def begin(self, accounts: Sequence[int] = ()) -> None:
-        """Open the transaction, note its id and lock accounts, or what the others lock."""
+        """Open the transaction, note its id and lock accounts, or what the others lock.
+
+        The mark of a conversion is read last: who sets it waits for everybody who has noted an id.
+        """
         if self.clock_doubt is not None:
             raise ClockInDoubt(self.clock_doubt)
         self._pending_seq = self._last_seq
@@ -138,14 +142,20 @@ class PostgresWriter(EngineConnection):
         noted = (self._node, self._group_id, SystemClock().now_us())
         is_fresh = not self.link.is_open
         self.link.ensure_open(self._settings.reconnect_s)
+        opening = (("BEGIN", ()), (_NOTE_GROUP, noted), lock, (READ_MARK, ()))
         try:
-            self.link.execute_together(("BEGIN", ()), (_NOTE_GROUP, noted), lock)
+            mark = self.link.execute_together(*opening)
         except Interrupted:  # it was lost while nobody looked
             self.link.rollback()
             if is_fresh:
                 raise
             self.link.ensure_open(self._settings.reconnect_s)
-            self.link.execute_together(("BEGIN", ()), (_NOTE_GROUP, noted), lock)
+            mark = self.link.execute_together(*opening)
+        try:
+            check_may_write(mark)
+        except StoreError:
+            self.link.rollback()
+            raise
 
     def commit(self) -> None:
         """Insert the events, notify and commit in one round trip.
@@ -306,6 +316,7 @@ class PostgresEngine(ThreadedEngine):
             writer.link.ensure_open(self._settings.reconnect_s)
             if writer.execute("SHOW server_encoding") != [("UTF8",)]:
                 raise ConfigError("the database must have the encoding UTF8")
+            check_may_start(writer.link)
             migrate_link(writer.link, now_us=SystemClock().now_us())
             writer.load_seq()
             before_ns = time.monotonic_ns()

@@ -13,7 +13,7 @@ life after a crash.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pds.store.base import (
     ThreadedEngine,
 )
 from pds.store.clock import Clock, SystemClock
+from pds.store.convert_mark import READ_MARK, check_may_start, check_may_write
 from pds.store.engine import MakeDurable, Params, Recorder, Row, Statement
 from pds.store.lock import FolderLock
 from pds.store.maintenance import Maintenance, MaintenanceSettings
@@ -188,6 +189,23 @@ class SqliteConnection(ReadConnection):
             raise self._failed(error) from error
         return rows
 
+    def iterate(self, sql: str, params: Params = ()) -> Iterator[Row]:
+        """Run one SELECT and yield its rows; its snapshot ends with the iterator."""
+        cursor = self._raw.cursor()
+        try:
+            yield from cursor.execute(sql, params)
+        except apsw.Error as error:
+            raise self._failed(error) from error
+        finally:
+            cursor.close(True)
+
+    def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
+        """Run one statement for each row of parameters."""
+        try:
+            self._cursor.executemany(sql, rows).fetchall()
+        except apsw.Error as error:
+            raise self._failed(error) from error
+
     def begin(self, accounts: Sequence[int] = ()) -> None:
         """Start a snapshot."""
         self.execute("BEGIN")
@@ -281,10 +299,15 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         self._pending_seq = seq
 
     def begin(self, accounts: Sequence[int] = ()) -> None:
-        """Open the transaction; with one writer there is nothing to lock."""
+        """Open the transaction; with one writer there is nothing to lock. Raises: Paused."""
         self._pending_seq = self._last_seq
         self._changes = self._raw.total_changes()
         self.execute("BEGIN IMMEDIATE")
+        try:
+            check_may_write(self.execute(READ_MARK))
+        except StoreError:
+            self.rollback()
+            raise
 
     def commit(self) -> None:
         """Sync the log with this transaction in it."""
@@ -310,13 +333,6 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
         """Undo what the job did."""
         self.execute("ROLLBACK TO job")
         self.execute("RELEASE job")
-
-    def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
-        """Run one statement for each row of parameters."""
-        try:
-            self._cursor.executemany(sql, rows).fetchall()
-        except apsw.Error as error:
-            raise self._failed(error) from error
 
     def lock_accounts(self, aids: Iterable[int]) -> None:
         """Do nothing: there is one writer."""
@@ -421,6 +437,7 @@ class SqliteEngine(ThreadedEngine):
                 cache_bytes=settings.cache_bytes,
                 on_log=self._maintenance.note_commit,
             )
+            check_may_start(writer)
             # Only a note of when it was: the database opens also while the clock is in doubt.
             migrate_connection(writer, now_us=SystemClock().now_us())
             writer.load_seq()

@@ -12,6 +12,7 @@ from aiohttp import web
 from pds.errors import (
     BadAnswer,
     NotResolvable,
+    Paused,
     Rejected,
     RemoteError,
     RequestError,
@@ -65,6 +66,13 @@ def as_request_error(error: Exception) -> RequestError | None:
     match error:
         case RequestError():
             return error
+        case Paused():
+            return RequestError(
+                "NotEnoughResources",
+                "The server is being moved and takes no changes for a moment",
+                503,
+                headers={"Retry-After": "5"},
+            )
         case Unavailable():
             return RequestError(
                 "NotEnoughResources",

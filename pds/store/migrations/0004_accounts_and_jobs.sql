@@ -96,3 +96,12 @@ CREATE TABLE lexicon_cache (
 ) {rowless};
 
 CREATE INDEX account_delete_after ON account (delete_after) WHERE delete_after IS NOT NULL;
+
+CREATE INDEX invite_code_for_account ON invite_code (for_account, code);
+CREATE INDEX invite_use_aid ON invite_use (aid);
+
+-- scratch: what this database is in a conversion to or from another; one row (id 1) or none.
+CREATE TABLE conversion (
+  id {int} PRIMARY KEY,
+  mark {blob} NOT NULL
+);
