@@ -13,7 +13,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -91,6 +91,14 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule = Schedule(engine=base.engine, node=_node_name(), is_shared=base.config.data.is_shared)
     schedule.add("clock.check", base.clock.check, every_s=5, first_after_s=5, per_node=True)
     schedule.add("accounts.recover", services.accounts.recover, every_s=30, at_start=True)
+    lifecycle = services.account_lifecycle
+    schedule.add(
+        "accounts.overdue", partial(_sweep_now, base, lifecycle.sweep_overdue), every_s=600
+    )
+    schedule.add("accounts.erase", lifecycle.sweep_deleted, every_s=60)
+    schedule.add(
+        "keys.reserved", partial(_sweep_now, base, services.reserved_keys.sweep), every_s=HOUR_S
+    )
     schedule.add("events.retention", retention.sweep, every_s=300)
     schedule.add("blobs.collect", services.blobs.collect, every_s=300)
     schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)
@@ -107,6 +115,11 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add("sessions.sweep", services.sessions.sweep, every_s=600)
     schedule.add("tokens.sweep", partial(_forget_used_tokens, base), every_s=600)
     return schedule
+
+
+async def _sweep_now(base: Foundation, sweep: Callable[[int], Awaitable[int]]) -> int:
+    """Sweep by the clock that is believed."""
+    return await sweep(base.clock.now_us())
 
 
 def _node_name() -> str:

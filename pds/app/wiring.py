@@ -17,7 +17,10 @@ from pds.services import Services
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, CreationSettings
 from pds.services.account_journal import AccountJournal, JournalSettings
+from pds.services.account_lifecycle import AccountLifecycle
 from pds.services.account_rows import AccountRows
+from pds.services.account_states import AccountStates
+from pds.services.account_status import AccountReports, IdentityCheck
 from pds.services.accounts import Accounts
 from pds.services.admin_auth import AdminAuth
 from pds.services.app_passwords import AppPasswords
@@ -37,6 +40,7 @@ from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
 from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
 from pds.services.repos import Repos
+from pds.services.reserved_keys import ReservedKeys
 from pds.services.server_info import ServerInfo, ServerInfoSettings
 from pds.services.service_tokens import ServiceTokens
 from pds.services.session_tokens import SessionTokens
@@ -59,8 +63,15 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     )
     catalog = load_catalog()
     sessions = _build_sessions(base, cache, passwords)
+    reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
     accounts = _build_accounts(
-        base, cache, sessions=sessions, passwords=passwords, handles=handles, options=options
+        base,
+        cache,
+        sessions=sessions,
+        passwords=passwords,
+        handles=handles,
+        reserved_keys=reserved_keys,
+        options=options,
     )
     repos = Repos(
         engine=engine,
@@ -74,7 +85,21 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     firehose = _build_firehose(base)
     service_tokens = _build_service_tokens(base, cache)
     mail_tokens = MailTokens(engine=engine, secret=config.secrets.jwt_secret or "")
+    identities = _build_identity_check(base)
     return Services(
+        account_lifecycle=AccountLifecycle(
+            engine=engine,
+            clock=clock,
+            clock_id=secrets.randbelow(CLOCK_IDS),
+            keystore=keystore,
+            states=AccountStates(keystore=keystore, sessions=sessions, cache=cache),
+            cache=cache,
+            sessions=sessions,
+            identities=identities,
+            documents=base.resolver,
+            mail_tokens=mail_tokens,
+        ),
+        account_reports=AccountReports(engine=engine, identities=identities),
         accounts=accounts,
         admin=AdminAuth(config.secrets.admin_password),
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
@@ -108,6 +133,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             settings=_proxy_settings(config),
         ),
         repos=repos,
+        reserved_keys=reserved_keys,
         server_info=ServerInfo(_server_info_settings(config)),
         service_tokens=service_tokens,
         sessions=sessions,
@@ -139,6 +165,7 @@ def _build_accounts(
     sessions: Sessions,
     passwords: Passwords,
     handles: HandlePolicy,
+    reserved_keys: ReservedKeys,
     options: Options,
 ) -> Accounts:
     rows = AccountRows(keystore=base.keystore, sessions=sessions, cache=cache)
@@ -164,8 +191,21 @@ def _build_accounts(
         rotation_signer=base.rotation_signer,
         mailer=options.mailbox or LogMailer(),
         settings=_creation_settings(base.config),
+        reserved_keys=reserved_keys,
     )
     return Accounts(cache=cache, creation=creation, journal=journal)
+
+
+def _build_identity_check(base: Foundation) -> IdentityCheck:
+    rotation_key = base.rotation_signer.public_key.did_key
+    return IdentityCheck(
+        engine=base.engine,
+        keystore=base.keystore,
+        plc=base.plc,
+        documents=base.resolver,
+        public_url=base.config.public_url,
+        rotation_key=None if base.config.identity.allow_self_custody else rotation_key,
+    )
 
 
 def _build_firehose(base: Foundation) -> Firehose:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pds.protocol.lexicon.catalog import Catalog
+    from pds.services.account_lifecycle import AccountLifecycle
+    from pds.services.account_status import AccountReports
     from pds.services.accounts import Accounts
     from pds.services.admin_auth import AdminAuth
     from pds.services.app_passwords import AppPasswords
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
     from pds.services.repos import Repos
+    from pds.services.reserved_keys import ReservedKeys
     from pds.services.server_info import ServerInfo
     from pds.services.service_tokens import ServiceTokens
     from pds.services.sessions import Sessions
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 class Services:
     """Everything a handler may call."""
 
+    account_lifecycle: AccountLifecycle
+    account_reports: AccountReports
     accounts: Accounts
     admin: AdminAuth
     app_passwords: AppPasswords
@@ -51,6 +56,7 @@ class Services:
     preferences: Preferences
     proxy: Proxy
     repos: Repos
+    reserved_keys: ReservedKeys
     server_info: ServerInfo
     service_tokens: ServiceTokens
     sessions: Sessions

@@ -30,7 +30,6 @@ from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.diddoc import DidDocument
 from pds.protocol.keys import (
-    Curve,
     InvalidKey,
     Signer,
     generate_secret,
@@ -47,6 +46,7 @@ from pds.services.handles import HandlePolicy
 from pds.services.mail import Mailer, welcome_mail
 from pds.services.passwords import Passwords, check_new_password
 from pds.services.principal import Principal, PrincipalKind, ReplayId
+from pds.services.reserved_keys import CURVE, ReservedKeys
 from pds.services.sessions import Opening, Sessions, SessionView
 from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import Account, AccountStatus, get_account_by_did
@@ -55,8 +55,6 @@ from pds.store.engine import Engine, Txn
 from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
 from pds.store.sessions import Session
 
-CURVE: Final[Curve] = "k256"
-"""Of new signing keys: what the network uses most (DM-50)."""
 MAX_EMAIL_CHARS: Final = 254
 
 _EMAIL: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@(?:[^\s@.\x00-\x1f]+\.)+[^\s@.\x00-\x1f]{2,63}")
@@ -123,6 +121,7 @@ class AccountCreation:
         rotation_signer: Signer,
         mailer: Mailer,
         settings: CreationSettings,
+        reserved_keys: ReservedKeys | None = None,
     ) -> None:
         """Take parts and settings; raises ConfigError for a recovery key that is none."""
         _check_operator_key(settings.recovery_did_key)
@@ -138,6 +137,7 @@ class AccountCreation:
         self._rotation_signer = rotation_signer
         self._mailer = mailer
         self._settings = settings
+        self._reserved_keys = reserved_keys
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def create(
@@ -260,7 +260,7 @@ class AccountCreation:
             claim=claim,
             password_hash=await self._passwords.hash(password),
             curve=CURVE,
-            secret=generate_secret(CURVE, secrets.token_bytes(32)),
+            secret=await self._secret_for(did),
             key_entropy=secrets.token_bytes(KEY_ENTROPY_BYTES),
             rev=next_tid(None, now_us, secrets.randbelow(1024)),
             now_us=now_us,
@@ -295,6 +295,13 @@ class AccountCreation:
     ) -> Session | None:
         refuse_replay(txn, replay, now_us)
         return self._sessions.open_session(txn, account, opening)
+
+    async def _secret_for(self, did: Did) -> bytes:
+        """Return the key that was reserved for a DID, else a new one (ACC-15)."""
+        reserved = None
+        if self._reserved_keys is not None:
+            reserved = await self._reserved_keys.get_secret(did)
+        return reserved or generate_secret(CURVE, secrets.token_bytes(32))
 
     async def _resolve_brought(self, did: Did) -> DidDocument:
         try:

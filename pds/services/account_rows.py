@@ -6,6 +6,7 @@ key, empty repo, invite use, session and, unless the account starts deactivated,
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from pds.errors import RequestError
 from pds.protocol.keys import Curve, make_signer
@@ -35,7 +36,11 @@ from pds.store.engine import Txn
 from pds.store.invites import insert_invite_use, is_invite_code_usable
 from pds.store.journal import delete_journal, get_journal, get_journal_by_id
 from pds.store.keystore import Keystore
+from pds.store.reserved_keys import delete_reserved_key
 from pds.store.sessions import Session
+
+UNFINISHED_MOVE_US: Final = 30 * 86_400 * 1_000_000
+"""How long an account that was opened for a move, and never became active, is kept (ACC-22)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class AccountRows:
         """Make an account with everything that belongs to it.
 
         Raises: RequestError when something it claims was taken meanwhile.
-        Spec: (ACC-11, SYNC-40, SYNC-41)
+        Spec: (ACC-11, ACC-15, ACC-22, SYNC-40, SYNC-41)
         """
         if new.journal_id is not None:
             _check_open(txn, new.journal_id)
@@ -122,7 +127,9 @@ class AccountRows:
             password_hash=new.password_hash,
             now_us=new.now_us,
             deactivated_at=None if new.is_active else new.now_us,
+            delete_after=None if new.is_active else new.now_us + UNFINISHED_MOVE_US,
         )
+        delete_reserved_key(txn, new.did)
         key_id, _ = self._keystore.create_signing_key(
             txn,
             aid,

@@ -162,6 +162,11 @@ class IdentitySettings:
         default=3.0,
         parse=ms_to_s,
     )
+    allow_self_custody: bool = setting(
+        "PDS_ALLOW_SELF_CUSTODY",
+        "Accounts may become active although this server holds none of their rotation keys.",
+        default=False,
+    )
     backup_nameservers: tuple[str, ...] = setting(
         "PDS_HANDLE_BACKUP_NAMESERVERS",
         "Addresses of name servers to ask when the usual ones know no handle.",

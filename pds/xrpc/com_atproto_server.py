@@ -143,6 +143,55 @@ async def create_invite_codes(call: Call) -> Json:
     return {"codes": [{"account": entry.account, "codes": list(entry.codes)} for entry in made]}
 
 
+@routes.method("com.atproto.server.activateAccount", auth=Auth.FULL)
+async def activate_account(call: Call) -> None:
+    """Activate the account of the caller, if its identity names this host (ACC-40)."""
+    await call.services.account_lifecycle.activate(_principal(call).aid or 0)
+
+
+@routes.method("com.atproto.server.deactivateAccount", auth=Auth.FULL_TAKENDOWN_OK)
+async def deactivate_account(call: Call) -> None:
+    """Deactivate the account of the caller, until a date or for good (ACC-42)."""
+    await call.services.account_lifecycle.deactivate(
+        _principal(call).aid or 0, delete_after=_body(call).get("deleteAfter")
+    )
+
+
+@routes.method("com.atproto.server.deleteAccount", auth=Auth.NONE)
+async def delete_account(call: Call) -> None:
+    """Delete an account, with its password and a code from its mailbox (ACC-46)."""
+    body = _body(call)
+    await call.services.account_lifecycle.delete(
+        body["did"],
+        password=body["password"],
+        code=body["token"],
+        address=call.request.remote or "",
+    )
+
+
+@routes.method("com.atproto.server.checkAccountStatus", auth=Auth.SESSION_TAKENDOWN_OK)
+async def check_account_status(call: Call) -> Json:
+    """Tell how far the account of the caller is, in any state (ACC-51)."""
+    report = await call.services.account_reports.get(_principal(call).aid or 0)
+    return {
+        "activated": report.is_activated,
+        "validDid": report.is_did_valid,
+        "repoCommit": str(report.commit),
+        "repoRev": report.rev,
+        "repoBlocks": report.blocks,
+        "indexedRecords": report.records,
+        "privateStateValues": 0,
+        "expectedBlobs": report.expected_blobs,
+        "importedBlobs": report.stored_blobs,
+    }
+
+
+@routes.method("com.atproto.server.reserveSigningKey", auth=Auth.NONE)
+async def reserve_signing_key(call: Call) -> Json:
+    """Make the key of an account that does not exist yet (ACC-15)."""
+    return {"signingKey": await call.services.reserved_keys.reserve(_body(call).get("did"))}
+
+
 def _body(call: Call) -> dict[str, Any]:
     """The input, which the lexicon has found to be an object."""
     return cast("dict[str, Any]", call.input)
