@@ -18,6 +18,7 @@ from pds.app.blobstores import open_blobstore, probe_bucket
 from pds.app.http import METHOD_TABLES
 from pds.app.maintenance import accept_clock, repair_repo_rev
 from pds.app.options import EmbeddedPlc, Options
+from pds.app.reading import read_beside
 from pds.app.server import RunningServer, running_server
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "accept_clock",
     "open_blobstore",
     "probe_bucket",
+    "read_beside",
     "repair_repo_rev",
     "running_server",
 ]
