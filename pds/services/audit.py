@@ -8,7 +8,7 @@ A rehearsal runs the same job and throws the transaction away at the end (`carry
 says would happen is what would happen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -50,8 +50,8 @@ def note_act(
     subject: str,
     *,
     now_us: int,
-    before: Json = None,
-    after: Json = None,
+    before: Mapping[str, Json] | None = None,
+    after: Mapping[str, Json] | None = None,
 ) -> int:
     """Add the row of an act inside its transaction and return the row's number."""
     return insert_audit(
@@ -66,7 +66,9 @@ def note_act(
     )
 
 
-class _Rehearsed(Exception):  # noqa: N818 - not an error: it carries what would have been done
+class Rehearsed(Exception):
+    """Ends the transaction of a rehearsal; carries what would have been done."""
+
     def __init__(self, result: object) -> None:
         super().__init__()
         self.result = result
@@ -88,11 +90,11 @@ async def carry_out(
         return await engine.transact(label, job, *args, accounts=accounts)
 
     def rehearse(txn: Txn) -> T:
-        raise _Rehearsed(job(txn, *args))
+        raise Rehearsed(job(txn, *args))
 
     try:
         return await engine.transact(label, rehearse, accounts=accounts)
-    except _Rehearsed as done:
+    except Rehearsed as done:
         return done.result  # type: ignore[return-value]
 
 

@@ -25,17 +25,15 @@ from pds.protocol.cid import Cid
 from pds.protocol.data import Json
 from pds.protocol.syntax import Did, format_datetime
 from pds.services.account_cache import AccountCache
+from pds.services.account_states import AccountStates
+from pds.services.account_status import Documents
 from pds.services.audit import Order, carry_out, note_act
-from pds.services.repo_txn import emit_account, emit_identity, emit_sync
+from pds.services.repo_txn import Moment
 from pds.services.sessions import Sessions
 from pds.store.accounts import (
     Account,
-    AccountStatus,
     get_account_by_aid,
     get_account_by_did,
-    update_deactivation,
-    update_suspension,
-    update_takedown,
 )
 from pds.store.blobs import Blob, get_blob, hide_blob, show_blob
 from pds.store.clock import Clock
@@ -46,10 +44,8 @@ from pds.store.moderation import (
     put_record_takedown,
 )
 from pds.store.records import get_record
-from pds.store.repos import get_account_repo
 
 MAX_REF_CHARS: Final = 256
-STOPPED: Final = frozenset({AccountStatus.TAKENDOWN, AccountStatus.SUSPENDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +110,23 @@ class Moderation:
     """Takes down and restores."""
 
     def __init__(
-        self, *, engine: Engine, clock: Clock, accounts: AccountCache, sessions: Sessions
+        self,
+        *,
+        engine: Engine,
+        clock: Clock,
+        clock_id: int,
+        accounts: AccountCache,
+        sessions: Sessions,
+        states: AccountStates,
+        documents: Documents,
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._clock_id = clock_id
         self._accounts = accounts
         self._sessions = sessions
+        self._states = states
+        self._documents = documents
 
     # Accounts
 
@@ -142,37 +149,70 @@ class Moderation:
             aid,
             change,
             order,
-            self._clock.now_us(),
+            Moment(self._clock.now_us(), self._clock_id),
             accounts=(aid,),
         )
 
     def _change_account(
-        self, txn: Txn, aid: int, change: AccountChange, order: Order, now_us: int
+        self, txn: Txn, aid: int, change: AccountChange, order: Order, moment: Moment
     ) -> Changed:
         old = get_account_by_aid(txn, aid)
         if old is None:
             raise subject_not_found()
-        _update_account(txn, old, change, now_us)
+        self._apply(txn, old, change, moment)
         new = get_account_by_aid(txn, aid)
         if new is None:
             raise subject_not_found()
         changed = Changed(_account_state(old), _account_state(new))
-        if changed.is_changed:
-            self._accounts.forget_after(txn, aid)
-            if new.status in STOPPED and old.status not in STOPPED:
-                self._sessions.end_sessions(txn, aid)
-            if new.status is not old.status:
-                _announce(txn, old, new)
-        note_act(
-            txn,
-            order,
-            _name_act(change),
-            new.did,
-            now_us=now_us,
-            before=changed.before,
-            after=changed.after,
-        )
+        act = _name_act(change)
+        _note(txn, order, act, subject=new.did, now_us=moment.now_us, changed=changed)
         return changed
+
+    def _apply(self, txn: Txn, old: Account, change: AccountChange, moment: Moment) -> None:
+        """Do all parts of a change; each announces what it brings about."""
+        aid, states = old.aid, self._states
+        if change.takedown:
+            ref = change.takedown_ref or old.takedown_ref or _default_ref(moment.now_us)
+            states.take_down(txn, aid, ref)
+        elif change.takedown is False:
+            states.lift_takedown(txn, aid, moment)
+        if change.suspended:
+            states.suspend(txn, aid, now_us=moment.now_us)
+        elif change.suspended is False:
+            states.lift_suspension(txn, aid, moment)
+        if change.deactivated and old.deactivated_at is None:
+            states.deactivate(txn, aid, now_us=moment.now_us)
+        elif change.deactivated is False:
+            states.activate(txn, aid, moment)
+
+    async def delete_account(self, did: Did, order: Order) -> dict[str, Json]:
+        """Delete an account for good, and return what it was (ACC-46).
+
+        Raises: RequestError `NotFound`.
+        """
+        aid = await self._aid(did)
+        before = await carry_out(
+            self._engine,
+            "moderation.delete",
+            order,
+            self._delete_account,
+            aid,
+            order,
+            self._clock.now_us(),
+            accounts=(aid,),
+        )
+        if not order.is_rehearsal:
+            await self._documents.forget(did)
+        return before
+
+    def _delete_account(self, txn: Txn, aid: int, order: Order, now_us: int) -> dict[str, Json]:
+        old = get_account_by_aid(txn, aid)
+        if old is None:
+            raise subject_not_found()
+        before = {"handle": old.handle, "email": old.email, **_account_state(old)}
+        self._states.delete(txn, aid, now_us=now_us)
+        note_act(txn, order, "account.delete", old.did, now_us=now_us, before=before, after={})
+        return before
 
     async def end_sessions(self, did: Did, order: Order) -> None:
         """Sign an account out everywhere. Raises: RequestError `NotFound`. Spec: XRPC-26"""
@@ -201,7 +241,6 @@ class Moderation:
         A path may be hidden without a record under it when the CID is told. Raises: RequestError
         `NotFound`, `InvalidRequest`. Spec: ACC-44
         """
-        _check_ref(ref)
         aid = await self._aid(subject.did)
         return await carry_out(
             self._engine,
@@ -210,9 +249,8 @@ class Moderation:
             _change_record,
             aid,
             subject,
-            ref or _default_ref(self._clock.now_us()) if takedown else None,
             order,
-            self._clock.now_us(),
+            self._judge(takedown, ref),
             accounts=(aid,),
         )
 
@@ -225,7 +263,6 @@ class Moderation:
 
         Spec: (ACC-44, XRPC-83, XRPC-87)
         """
-        _check_ref(ref)
         aid = await self._aid(subject.did)
         return await carry_out(
             self._engine,
@@ -234,11 +271,15 @@ class Moderation:
             _change_blob,
             aid,
             subject,
-            ref or _default_ref(self._clock.now_us()) if takedown else None,
             order,
-            self._clock.now_us(),
+            self._judge(takedown, ref),
             accounts=(aid,),
         )
+
+    def _judge(self, takedown: bool, ref: str | None) -> "_Verdict":
+        now_us = self._clock.now_us()
+        _check_ref(ref)
+        return _Verdict(ref or _default_ref(now_us) if takedown else None, now_us)
 
     # States
 
@@ -284,40 +325,23 @@ class Moderation:
         return account.aid
 
 
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """The reference of a takedown, or None to lift it, and when."""
+
+    ref: str | None
+    now_us: int
+
+
 def subject_not_found() -> RequestError:
     """Nothing here has that name."""
     return RequestError("NotFound", "Subject not found")
 
 
-def _update_account(txn: Txn, old: Account, change: AccountChange, now_us: int) -> None:
-    if change.takedown is not None:
-        ref = change.takedown_ref or old.takedown_ref or _default_ref(now_us)
-        update_takedown(txn, old.aid, ref if change.takedown else None)
-    if change.suspended is not None:
-        since = old.suspended_at or now_us
-        update_suspension(txn, old.aid, since if change.suspended else None)
-    if change.deactivated is not None and change.deactivated is (old.deactivated_at is None):
-        deactivated_at = now_us if change.deactivated else None
-        update_deactivation(txn, old.aid, deactivated_at=deactivated_at, delete_after=None)
-
-
-def _announce(txn: Txn, old: Account, new: Account) -> None:
-    """Tell the network the state that counts now; back from deactivation also who it is, and
-    where its repo stands (SYNC-42)."""
-    status = None if new.is_active else new.status.value
-    emit_account(txn, new.aid, new.did, active=new.is_active, status=status)
-    if not new.is_active or old.deactivated_at is None:
-        return
-    emit_identity(txn, new.aid, new.did, new.handle)
-    account = get_account_repo(txn, new.aid)
-    if account is not None and account.repo is not None:
-        head = account.repo.head
-        emit_sync(txn, new.aid, new.did, head.commit, account.repo.commit_block, rev=head.rev)
-
-
 def _change_record(
-    txn: Txn, aid: int, subject: RecordSubject, ref: str | None, order: Order, now_us: int
+    txn: Txn, aid: int, subject: RecordSubject, order: Order, verdict: _Verdict
 ) -> Changed:
+    ref, now_us = verdict.ref, verdict.now_us
     old = get_record_takedown(txn, aid, subject.path)
     cid = subject.cid or _current_cid(txn, aid, subject.path) or (old.cid if old else None)
     if cid is None:
@@ -329,13 +353,14 @@ def _change_record(
     before = _ref_state(old.takedown_ref if old else None)
     changed = Changed(before, _ref_state(ref))
     act = "record.untakedown" if ref is None else "record.takedown"
-    _note(txn, order, act, subject.uri, now_us, changed)
+    _note(txn, order, act, subject=subject.uri, now_us=now_us, changed=changed)
     return changed
 
 
 def _change_blob(
-    txn: Txn, aid: int, subject: BlobSubject, ref: str | None, order: Order, now_us: int
+    txn: Txn, aid: int, subject: BlobSubject, order: Order, verdict: _Verdict
 ) -> Changed:
+    ref, now_us = verdict.ref, verdict.now_us
     blob = get_blob(txn, aid, subject.cid)
     if blob is None:
         raise subject_not_found()
@@ -345,11 +370,12 @@ def _change_blob(
         show_blob(txn, aid, subject.cid, now_us=now_us)
     changed = Changed(_ref_state(blob.takedown_ref), _ref_state(ref))
     act = "blob.untakedown" if ref is None else "blob.takedown"
-    _note(txn, order, act, f"{subject.did} {subject.cid}", now_us, changed)
+    name = f"{subject.did} {subject.cid}"
+    _note(txn, order, act, subject=name, now_us=now_us, changed=changed)
     return changed
 
 
-def _note(txn: Txn, order: Order, act: str, subject: str, now_us: int, changed: Changed) -> None:
+def _note(txn: Txn, order: Order, act: str, *, subject: str, now_us: int, changed: Changed) -> None:
     note_act(txn, order, act, subject, now_us=now_us, before=changed.before, after=changed.after)
 
 

@@ -30,6 +30,18 @@ class AccountStatus(StrEnum):
     DEACTIVATED = "deactivated"
 
 
+_IS: Final = {
+    AccountStatus.ACTIVE: (
+        "takedown_ref IS NULL AND suspended_at IS NULL AND deactivated_at IS NULL"
+    ),
+    AccountStatus.TAKENDOWN: "takedown_ref IS NOT NULL",
+    AccountStatus.SUSPENDED: "takedown_ref IS NULL AND suspended_at IS NOT NULL",
+    AccountStatus.DEACTIVATED: (
+        "takedown_ref IS NULL AND suspended_at IS NULL AND deactivated_at IS NOT NULL"
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """One account as stored; `repo_id` and `key_id` name the live repo and signing key."""
@@ -210,6 +222,50 @@ def list_overdue_accounts(txn: Txn, now_us: int, *, limit: int = 100) -> list[in
         (now_us, limit),
     )
     return [row[0] for row in rows]
+
+
+def update_invites_disabled(txn: Txn, aid: int, *, is_disabled: bool) -> None:
+    """Bar an account from inviting, or let it invite again (ACC-26)."""
+    txn.write("UPDATE account SET invites_disabled = ? WHERE aid = ?", (int(is_disabled), aid))
+
+
+def search_accounts(
+    txn: Txn,
+    *,
+    text: str | None = None,
+    email: str | None = None,
+    status: AccountStatus | None = None,
+    after_aid: int = 0,
+    limit: int = 50,
+) -> list[Account]:
+    """Return accounts in the order of their creation, for the operator: reads the whole table.
+
+    `text` is part of the DID, the handle or the address, `email` part of the address.
+    """
+    clauses = ["aid > ?"]
+    values: list[int | str] = [after_aid]
+    if email is not None:
+        clauses.append("email LIKE ? ESCAPE '!'")
+        values.append(_pattern(email))
+    if text is not None:
+        parts = [f"{column} LIKE ? ESCAPE '!'" for column in ("did", "handle", "email")]
+        clauses.append(f"({' OR '.join(parts)})")
+        values += [_pattern(text)] * 3
+    if status is not None:
+        clauses.append(_IS[status])
+    where = " AND ".join(clauses)
+    rows = txn.read(
+        f"SELECT {_COLUMNS} FROM account WHERE {where} ORDER BY aid LIMIT ?",
+        (*values, limit),
+    )
+    return [_account(row) for row in rows]
+
+
+def _pattern(text: str) -> str:
+    """Return the LIKE pattern of texts that contain `text`."""
+    for sign in "!%_":
+        text = text.replace(sign, "!" + sign)
+    return f"%{text.lower()}%"
 
 
 def delete_account(txn: Txn, aid: int) -> None:
