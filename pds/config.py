@@ -27,7 +27,7 @@ from pds.log import LogSettings
 from pds.net.dns import DnsClient, DnsSettings
 from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
-from pds.services.limits import RequestLimits
+from pds.services.limits import RateSettings, RequestLimits
 from pds.services.settings import (
     FederationSettings,
     HostSettings,
@@ -74,12 +74,10 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = types.MappingProxyType(
         ),
         **dict.fromkeys(
             (
-                "PDS_RATE_LIMIT_BYPASS_KEY",
-                "PDS_RATE_LIMIT_BYPASS_IPS",
                 "PDS_REDIS_SCRATCH_ADDRESS",
                 "PDS_REDIS_SCRATCH_PASSWORD",
             ),
-            "nobody is exempt from limits, and they are kept in memory",
+            "nodes share their limits in the database",
         ),
         **dict.fromkeys(
             (
@@ -183,6 +181,7 @@ class Config:
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     sign_up: SignUpSettings = field(default_factory=SignUpSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    rates: RateSettings = field(default_factory=RateSettings)
     blobs: BlobSettings = field(default_factory=BlobSettings)
     blobstore: BlobPlaceSettings = field(default_factory=BlobPlaceSettings)
     blobstore_2: BlobPlaceSettings = field(

@@ -49,6 +49,7 @@ class ServerProcess:
             "PDS_DISABLE_SSRF_PROTECTION": "true",
             "PDS_INVITE_REQUIRED": "false",
             "PDS_RATE_LIMITS_ENABLED": "false",
+            "PDS_SIGN_IN_LIMITS_ENABLED": "false",
             "LOG_ENABLED": "true",
             **settings,
         }

@@ -113,6 +113,10 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add("identity.sweep", partial(_forget_identities, base), every_s=HOUR_S)
     schedule.add("nodes.forget", partial(_forget_nodes, base), every_s=DAY_S)
     schedule.add("sessions.sweep", services.sessions.sweep, every_s=600)
+    rates = services.rate_limits
+    schedule.add("limits.share", rates.share, every_s=rates.share_period_s, per_node=True)
+    schedule.add("limits.forget", rates.forget_old, every_s=300, per_node=True)
+    schedule.add("limits.sweep", rates.sweep, every_s=300)
     schedule.add("tokens.sweep", partial(_forget_used_tokens, base), every_s=600)
     return schedule
 

@@ -29,6 +29,7 @@ from pds.store.clock import CheckedClock
 from pds.store.engine import SWITCH_INTERVAL_S
 from pds.xrpc.listener import Listener
 from pds.xrpc.proxy import proxy_call
+from pds.xrpc.rate_hook import RateHook
 from pds.xrpc.server import XrpcServer
 
 _log = get_logger(__name__)
@@ -70,7 +71,11 @@ async def running_server(
         passwords = Passwords()
         stack.callback(passwords.close)
         services = build_services(foundation, passwords, options)
+        stack.push_async_callback(services.account_mails.settle)
         stack.push_async_callback(services.accounts.close)
+        rate_limits = services.rate_limits
+        await rate_limits.load()
+        stack.push_async_callback(rate_limits.save)
         metrics = Metrics()
         metrics.add_process_metrics()
         await stack.enter_async_context(serving_metrics(metrics, config.listener.metrics_port))
@@ -80,6 +85,7 @@ async def running_server(
             fallback=proxy_call,
             observe=observer(metrics),
             check_outputs=options.check_outputs,
+            rate_hook=RateHook(rate_limits, config.rates) if config.rates.enabled else None,
         )
         router = build_router(services, options)
         services.firehose.start()

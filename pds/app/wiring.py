@@ -39,6 +39,7 @@ from pds.services.mail_tokens import MailTokens
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
 from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
+from pds.services.rate_limits import RateLimits
 from pds.services.repos import Repos
 from pds.services.reserved_keys import ReservedKeys
 from pds.services.server_info import ServerInfo, ServerInfoSettings
@@ -62,7 +63,10 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         )
     )
     catalog = load_catalog()
-    sessions = _build_sessions(base, cache, passwords)
+    rate_limits = RateLimits(
+        secret=config.secrets.jwt_secret or "", engine=engine, is_shared=config.data.is_shared
+    )
+    sessions = _build_sessions(base, cache, passwords, rate_limits)
     reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
     accounts = _build_accounts(
         base,
@@ -101,7 +105,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         ),
         account_reports=AccountReports(engine=engine, identities=identities),
         accounts=accounts,
-        admin=AdminAuth(config.secrets.admin_password),
+        admin=AdminAuth(config.secrets.admin_password, rate_limits),
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
         blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
         catalog=catalog,
@@ -132,6 +136,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             tokens=service_tokens,
             settings=_proxy_settings(config),
         ),
+        rate_limits=rate_limits,
         repos=repos,
         reserved_keys=reserved_keys,
         server_info=ServerInfo(_server_info_settings(config)),
@@ -140,7 +145,9 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     )
 
 
-def _build_sessions(base: Foundation, cache: AccountCache, passwords: Passwords) -> Sessions:
+def _build_sessions(
+    base: Foundation, cache: AccountCache, passwords: Passwords, rate_limits: RateLimits
+) -> Sessions:
     config = base.config
     if not config.secrets.jwt_secret:
         raise ConfigError("PDS_JWT_SECRET is missing")
@@ -151,9 +158,8 @@ def _build_sessions(base: Foundation, cache: AccountCache, passwords: Passwords)
         accounts=cache,
         tokens=SessionTokens(secrets=[config.secrets.jwt_secret], service_did=config.service_did),
         passwords=passwords,
-        settings=SessionSettings(
-            limits=LoginLimits() if config.limits.are_sign_ins_limited else None
-        ),
+        settings=SessionSettings(limits=LoginLimits() if config.rates.sign_ins_enabled else None),
+        rate_limits=rate_limits,
         did_documents=_documents_for_sessions(base),
     )
 

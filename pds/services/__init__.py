@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pds.protocol.lexicon.catalog import Catalog
+    from pds.services.account_email import AccountEmail
     from pds.services.account_lifecycle import AccountLifecycle
+    from pds.services.account_mails import AccountMails
     from pds.services.account_status import AccountReports
     from pds.services.accounts import Accounts
     from pds.services.admin_auth import AdminAuth
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from pds.services.invites import Invites
     from pds.services.limits import RequestLimits
     from pds.services.mail_tokens import MailTokens
+    from pds.services.password_reset import PasswordReset
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
+    from pds.services.rate_limits import RateLimits
     from pds.services.repos import Repos
     from pds.services.reserved_keys import ReservedKeys
     from pds.services.server_info import ServerInfo
@@ -38,7 +42,9 @@ if TYPE_CHECKING:
 class Services:
     """Everything a handler may call."""
 
+    account_email: AccountEmail
     account_lifecycle: AccountLifecycle
+    account_mails: AccountMails
     account_reports: AccountReports
     accounts: Accounts
     admin: AdminAuth
@@ -53,8 +59,10 @@ class Services:
     invites: Invites
     limits: RequestLimits
     mail_tokens: MailTokens
+    password_reset: PasswordReset
     preferences: Preferences
     proxy: Proxy
+    rate_limits: RateLimits
     repos: Repos
     reserved_keys: ReservedKeys
     server_info: ServerInfo

@@ -1,57 +1,62 @@
 """The operator's password: checked in constant time, and never tried without limit.
 
-Failed attempts are counted per address and for the whole host, in memory: a guesser who spreads
-over many addresses meets the second limit. A correct password always clears its own address.
+Failed attempts are counted per address and for the whole host: a guesser who spreads over many
+addresses meets the second limit. A correct password always clears its own address. Each failure is
+counted in the database at once where nodes share one, so a guesser who changes nodes gains at most
+one guess at each. No setting lifts these limits.
 """
 
 import hmac
-from collections import deque
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
-from pds.errors import RequestError
 from pds.services.callers import caller_block
+from pds.services.rate_limits import Key, Limit, RateLimited, RateLimits
 
-WINDOW_S: Final = 300.0
+WINDOW_S: Final = 300
 FAILURES_PER_ADDRESS: Final = 10
 FAILURES_IN_ALL: Final = 100
+PER_ADDRESS: Final = Limit(
+    name="admin-guess", key=Key.ADDRESS, points=FAILURES_PER_ADDRESS, window_s=WINDOW_S
+)
+IN_ALL: Final = Limit(
+    name="admin-guess-all", key=Key.NAME, points=FAILURES_IN_ALL, window_s=WINDOW_S
+)
+EVERYBODY: Final = "everybody"
+MESSAGE: Final = "Too many failed attempts"
 
 
-@dataclass(slots=True)
 class AdminAuth:
     """Checks `admin:<password>` of Basic authorization (XRPC-28).
 
     Without a configured password nobody is the operator over HTTP.
     """
 
-    password: str | None = field(repr=False)
-    _failures: deque[tuple[float, str]] = field(default_factory=deque, repr=False)
+    def __init__(self, password: str | None, rates: RateLimits | None = None) -> None:
+        self._password = password
+        self._rates = rates or RateLimits()
+        self._by_address = self._rates.bucket(PER_ADDRESS, exact=True)
+        self._in_all = self._rates.bucket(IN_ALL, exact=True)
 
-    def check(self, username: str, password: str, *, address: str, now_s: float) -> bool:
+    async def check(self, username: str, password: str, *, address: str) -> bool:
         """Whether these are the operator's credentials.
 
         Raises: RequestError (429) when this address, or everybody together, guessed too often.
         """
-        self._forget(now_s)
-        address = caller_block(address)
-        mine = sum(1 for _, other in self._failures if other == address)
-        if mine >= FAILURES_PER_ADDRESS or len(self._failures) >= FAILURES_IN_ALL:
-            raise RequestError(
-                "RateLimitExceeded",
-                "Too many failed attempts",
-                429,
-                headers={"Retry-After": str(int(WINDOW_S))},
+        subject = self._rates.text_subject(caller_block(address))
+        try:
+            self._by_address.check(subject)
+            self._in_all.check(EVERYBODY)
+            if username == "admin" and self._password and _is_equal(self._password, password):
+                self._in_all.refund(EVERYBODY, self._by_address.refund(subject))
+                return True
+            await self._rates.spend_exactly(
+                [(self._by_address, subject), (self._in_all, EVERYBODY)]
             )
-        if username == "admin" and self.password and _is_equal(self.password, password):
-            self._failures = deque(entry for entry in self._failures if entry[1] != address)
-            return True
-        self._failures.append((now_s, address))
+        except RateLimited as error:
+            error.message = MESSAGE
+            raise
         return False
-
-    def _forget(self, now_s: float) -> None:
-        while self._failures and self._failures[0][0] < now_s - WINDOW_S:
-            self._failures.popleft()
 
 
 def _is_equal(expected: str, given: str) -> bool:

@@ -4,8 +4,17 @@ An IPv6 customer has at least a /64 network and may send from any address in it,
 as one caller. An IPv4 address counts alone, also when it arrives in the form of an IPv6 one.
 """
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Final, TypeAlias
+
+Network: TypeAlias = IPv4Network | IPv6Network
 
 CUSTOMER_BITS: Final = 64
 
@@ -30,3 +39,8 @@ def caller_block(address: str) -> str:
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((int(parsed), CUSTOMER_BITS), strict=False))
     return str(parsed)
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Addresses and networks between commas. Raises: ValueError."""
+    return tuple(ip_network(item.strip()) for item in text.split(",") if item.strip())

@@ -5,22 +5,19 @@ address: so guessing is slow, and a guesser elsewhere does not lock the owner ou
 to nobody are counted the same way, by name. A wider limit per account alone slows a guesser with
 many addresses; it is far above what an owner needs.
 
-Counts live in memory, bounded in number and, since names are kept as digests, in size: a restart
-forgets them. Accounts and names that belong to nobody are to be counted apart, so that a flood of
-invented names does not push out the count of a real account.
+Every node counts what all nodes have counted so far, before an attempt is judged. Accounts and
+names that belong to nobody are counted apart, so that a flood of invented names does not push out
+the count of a real account.
 """
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final
 
-from pds.errors import RequestError
 from pds.services.callers import caller_block
+from pds.services.rate_limits import Key, Limit, RateLimited, RateLimits
 
-MAX_SUBJECTS: Final = 50_000
+MAX_SUBJECTS: Final = 10_000
+MESSAGE: Final = "Too many attempts to sign in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +37,44 @@ class LoginLimits:
 
 
 class AttemptCounter:
-    """Counts attempts in fixed windows. Event loop only."""
+    """Counts attempts under names that begin with `name`. Event loop only."""
 
-    def __init__(
-        self,
-        limits: LoginLimits | None = None,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limits = limits or LoginLimits()
-        self._monotonic = monotonic
-        self._counts: OrderedDict[tuple[bytes, int, int], int] = OrderedDict()
+    def __init__(self, rates: RateLimits, limits: LoginLimits, name: str) -> None:
+        self._rates = rates
+        self._by_address = [
+            rates.bucket(_limit(name, Key.ADDRESS_AND_NAME, window), exact=True)
+            for window in limits.per_address
+        ]
+        self._by_account = [
+            rates.bucket(_limit(f"{name}-alone", Key.NAME, window), exact=True)
+            for window in limits.per_account
+        ]
 
-    def count(self, subject: str, address: str) -> None:
+    async def count(self, subject: str, address: str) -> None:
         """Count one attempt to sign in as `subject` from `address`.
 
         Raises: RequestError (429) when a limit is passed; the attempt must then not be judged.
+        StoreError when nodes share their counts and cannot be asked.
         """
-        now_s = self._monotonic()
-        for key, windows in (
-            (f"{subject} {caller_block(address)}", self._limits.per_address),
-            (subject, self._limits.per_account),
-        ):
-            digest = sha256(key.encode("utf-8", "surrogatepass")).digest()
-            for window in windows:
-                self._count(digest, window, now_s)
-
-    def _count(self, key: bytes, window: Window, now_s: float) -> None:
-        number, elapsed_s = divmod(now_s, window.seconds)
-        entry = (key, window.seconds, int(number))
-        attempts = self._counts.get(entry, 0) + 1
-        if attempts > window.attempts:
-            raise RequestError(
-                "RateLimitExceeded",
-                "Too many attempts to sign in",
-                429,
-                headers={"Retry-After": str(max(1, int(window.seconds - elapsed_s)))},
+        both = self._rates.name_subject(subject, caller_block(address))
+        alone = self._rates.name_subject(subject)
+        try:
+            await self._rates.spend_exactly(
+                [
+                    *((bucket, both) for bucket in self._by_address),
+                    *((bucket, alone) for bucket in self._by_account),
+                ]
             )
-        self._counts[entry] = attempts
-        self._counts.move_to_end(entry)
-        while len(self._counts) > MAX_SUBJECTS:
-            self._counts.popitem(last=False)
+        except RateLimited as error:
+            error.message = MESSAGE
+            raise
+
+
+def _limit(name: str, key: Key, window: Window) -> Limit:
+    return Limit(
+        name=f"{name}-{window.seconds}",
+        key=key,
+        points=window.attempts,
+        window_s=window.seconds,
+        max_subjects=MAX_SUBJECTS,
+    )

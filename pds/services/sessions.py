@@ -27,6 +27,7 @@ from pds.services.account_cache import AccountCache, AidCache
 from pds.services.login_limits import AttemptCounter, LoginLimits
 from pds.services.passwords import Passwords, hash_app_password
 from pds.services.principal import Principal, PrincipalKind, Scope
+from pds.services.rate_limits import RateLimits
 from pds.services.session_tokens import SessionTokens
 from pds.store import sessions as rows
 from pds.store.accounts import (
@@ -53,7 +54,7 @@ DidDocuments = Callable[[Did], Awaitable[Json]]
 class SessionSettings:
     """Lifetimes (XRPC-23, XRPC-25) and the floor under the time of a login (XRPC-27).
 
-    Without `limits` nobody counts attempts to sign in (`PDS_RATE_LIMITS_ENABLED=false`).
+    Without `limits` nobody counts attempts to sign in (`PDS_SIGN_IN_LIMITS_ENABLED=false`).
     """
 
     access_lifetime_s: int = 120 * 60
@@ -116,6 +117,7 @@ class Sessions:
         passwords: Passwords,
         settings: SessionSettings | None = None,
         did_documents: DidDocuments | None = None,
+        rate_limits: RateLimits | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -130,9 +132,10 @@ class Sessions:
         self._live: AidCache[str, int] = AidCache(monotonic=monotonic)
         engine.add_foreign_hook(self._live.forget_foreign)
         limits = self._settings.limits
-        self._attempts = None if limits is None else AttemptCounter(limits, monotonic=monotonic)
+        rates = rate_limits or RateLimits()
+        self._attempts = None if limits is None else AttemptCounter(rates, limits, "sign-in")
         self._vain_attempts = (
-            None if limits is None else AttemptCounter(limits, monotonic=monotonic)
+            None if limits is None else AttemptCounter(rates, limits, "sign-in-unknown")
         )
 
     # Recognising tokens
@@ -204,10 +207,7 @@ class Sessions:
     ) -> SessionView:
         name = identifier.strip().lower().removeprefix("@")
         account, app_passwords = await self._engine.read("session.login", _read_login, name)
-        if self._attempts is not None and account is not None:
-            self._attempts.count(f"aid {account.aid}", address)
-        elif self._vain_attempts is not None:
-            self._vain_attempts.count(name, address)
+        await self._count_attempt(account, name, address)
         stored = account.password_hash if account else None
         is_main = await self._passwords.verify(password, stored)
         app_password = _find_app_password(password, app_passwords)
@@ -240,10 +240,7 @@ class Sessions:
         """
         started = self._monotonic()
         account = await self._engine.read("session.account", get_account, did)
-        if self._attempts is not None and account is not None:
-            self._attempts.count(f"aid {account.aid}", address)
-        elif self._vain_attempts is not None:
-            self._vain_attempts.count(did, address)
+        await self._count_attempt(account, did, address)
         is_right = await self._passwords.verify(
             password, account.password_hash if account else None
         )
@@ -253,6 +250,13 @@ class Sessions:
         if account is None or not is_right:
             raise wrong_did_or_password()
         return account
+
+    async def _count_attempt(self, account: Account | None, name: str, address: str) -> None:
+        """Count a guess at a password, before it is judged. Raises: RequestError 429."""
+        if self._attempts is not None and account is not None:
+            await self._attempts.count(f"aid {account.aid}", address)
+        elif self._vain_attempts is not None:
+            await self._vain_attempts.count(name, address)
 
     def _open_after_login(
         self, txn: Txn, verified: "_Verified", opening: Opening

@@ -10,7 +10,6 @@ account may write is decided in the write's own transaction.
 """
 
 import base64
-import time
 from enum import Enum, auto
 from typing import Final
 
@@ -75,7 +74,7 @@ async def authenticate(
         case "bearer":
             return await _from_bearer(auth, token, services=services, nsid=nsid), token
         case "basic" if auth in BASIC_OK:
-            return _from_basic(token, request=request, services=services), None
+            return await _from_basic(token, request=request, services=services), None
         case _:
             raise _unusable(auth, "Unexpected authorization type")
 
@@ -104,13 +103,13 @@ async def _from_bearer(
     return principal
 
 
-def _from_basic(token: str, *, request: web.BaseRequest, services: Services) -> Principal:
+async def _from_basic(token: str, *, request: web.BaseRequest, services: Services) -> Principal:
     try:
         username, _, password = base64.b64decode(token, validate=True).decode().partition(":")
     except ValueError:  # Not base64, not ASCII, or not UTF-8 inside.
         username = password = ""
     address = request.remote or ""
-    if services.admin.check(username, password, address=address, now_s=time.monotonic()):
+    if await services.admin.check(username, password, address=address):
         return ADMIN
     raise RequestError(
         "AuthenticationRequired",

@@ -8,7 +8,7 @@ a request refused earlier never uploads anything.
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from aiohttp import web
@@ -34,17 +34,27 @@ class BodyReader:
     """The decoded body of one request, at most `limit_bytes` of it.
 
     `content_length` is the exact size to expect, if the client announced it and the bytes are not
-    compressed. Iterate for large bodies; `read` for those that fit in memory.
+    compressed. Iterate for large bodies; `read` for those that fit in memory. While iterating,
+    `on_bytes` is told the size of each piece, and may refuse to go on.
     Spec: xrpc#lexicon-http-endpoints (XRPC-4, XRPC-5, XRPC-80)
     """
 
-    __slots__ = ("_coding", "_idle_s", "_limit", "_request", "content_length", "content_type")
+    __slots__ = (
+        "_coding",
+        "_idle_s",
+        "_limit",
+        "_request",
+        "content_length",
+        "content_type",
+        "on_bytes",
+    )
 
     def __init__(self, request: web.BaseRequest, *, limit_bytes: int | None, idle_s: float) -> None:
         self._request = request
         self._limit = limit_bytes
         self._idle_s = idle_s
         self._coding = parse_content_coding(request.headers.get("Content-Encoding"))
+        self.on_bytes: Callable[[int], object] | None = None
         self.content_type = request.headers.get("Content-Type", "")
         announced = request.content_length
         if announced is not None and limit_bytes is not None and announced > limit_bytes:
@@ -84,6 +94,8 @@ class BodyReader:
                 total += len(chunk)
                 if limit is not None and total > limit:
                     raise payload_too_large(limit)
+                if self.on_bytes is not None:
+                    self.on_bytes(len(chunk))
                 yield chunk
         if decoder is not None:
             decoder.finish()

@@ -25,7 +25,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
@@ -35,11 +35,11 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
 from pds.errors import RequestError
-from pds.services.callers import caller_block, unmapped_address
+from pds.services.callers import Network, caller_block, parse_networks, unmapped_address
+from pds.services.rate_limits import Count
 from pds.services.settings import parse_port
 from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
 
-Network: TypeAlias = IPv4Network | IPv6Network
 RootHandler: TypeAlias = Callable[["ServerRequest"], Awaitable[web.StreamResponse]]
 
 SERVER_NAME: Final = "Freehold"
@@ -50,11 +50,6 @@ NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 _log = logging.getLogger(__name__)
-
-
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Addresses and networks between commas. Raises: ValueError."""
-    return tuple(ip_network(item.strip()) for item in text.split(",") if item.strip())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +76,9 @@ class ListenerSettings:
         default=LOOPBACK,
         metadata={
             "env": "PDS_TRUSTED_PROXIES",
-            "help": "Networks whose `X-Forwarded-For` is believed.",
+            "help": (
+                "Addresses and networks of reverse proxies, whose `X-Forwarded-For` is believed."
+            ),
             "parse": parse_networks,
         },
     )
@@ -105,17 +102,26 @@ class ServerRequest(web.Request):
     """A request that puts the common headers on whatever answers it.
 
     Whoever routes the request puts those of its kind into `answer_headers`; a header that the
-    answer sets itself always wins.
+    answer sets itself always wins. `rate_count` is the limit that is nearest, shown to the client
+    (XRPC-70).
     """
 
-    ATTRS = web.Request.ATTRS | {"answer_headers"}
+    ATTRS = web.Request.ATTRS | {"answer_headers", "is_exempt", "rate_count"}
     answer_headers: Mapping[str, str] = NO_HEADERS
+    is_exempt: bool = False
+    rate_count: Count | None = None
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         headers = response.headers
         for name, value in self.answer_headers.items():
             if name not in headers:
                 headers[name] = value
+        count = self.rate_count
+        if count is not None:
+            headers["RateLimit-Limit"] = count.bucket.limit_text
+            headers["RateLimit-Remaining"] = str(count.remaining)
+            headers["RateLimit-Reset"] = str(count.ends_at)
+            headers["RateLimit-Policy"] = count.bucket.policy_text
         headers["Server"] = SERVER_NAME
 
 

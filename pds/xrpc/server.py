@@ -28,6 +28,7 @@ from pds.protocol.syntax import InvalidSyntax, parse_nsid
 from pds.services import Services
 from pds.services.limits import RequestLimits
 from pds.services.principal import Principal
+from pds.services.rate_limits import RateLimited
 from pds.xrpc.auth import BEARER_CHALLENGE, Auth, authenticate
 from pds.xrpc.body import BodyReader, drain_refused_body
 from pds.xrpc.errors import (
@@ -37,6 +38,7 @@ from pds.xrpc.errors import (
     invalid_request,
 )
 from pds.xrpc.listener import ServerRequest
+from pds.xrpc.rate_hook import RateHook
 
 __all__ = ["Auth", "Call", "Handler", "MethodTable", "XrpcServer"]
 
@@ -173,7 +175,8 @@ class XrpcServer:
 
     `fallback` takes authenticated calls of methods that are not ours (XRPC-60): the service proxy.
     `observe` is told about every finished request. With `check_outputs` a handler's answer is
-    held against the lexicon, which is for tests and `pds dev`.
+    held against the lexicon, which is for tests and `pds dev`. Without a `rate_hook` nobody is
+    counted.
     """
 
     def __init__(
@@ -184,8 +187,10 @@ class XrpcServer:
         fallback: Handler,
         observe: Callable[[Finished], None],
         check_outputs: bool = False,
+        rate_hook: RateHook | None = None,
     ) -> None:
         self._services = services
+        self._rate_hook = rate_hook
         self._fallback = fallback
         self._observe = observe
         self._check_outputs = check_outputs
@@ -210,6 +215,8 @@ class XrpcServer:
         trace = _Trace()
         try:
             nsid = request.rel_url.raw_path[len(PREFIX) :]
+            if self._rate_hook is not None and request.method != "OPTIONS":
+                self._rate_hook.admit(request, nsid)
             endpoint = self._endpoints.get(nsid)
             if endpoint is not None and endpoint.verb == request.method:
                 response = await self._run(endpoint, request, trace)
@@ -265,6 +272,8 @@ class XrpcServer:
             body, value = None, None
         else:
             body, value = await self._take_body(endpoint, request)
+        if self._rate_hook is not None:
+            self._rate_hook.charge(request, endpoint.name, principal, value, body)
         call = Call(
             nsid=endpoint.name,
             params=params,
@@ -369,6 +378,8 @@ class XrpcServer:
         self, error: Exception, request: ServerRequest, trace: _Trace
     ) -> web.StreamResponse:
         """The answer for a request that failed, sent before the rest of its body is read."""
+        if isinstance(error, RateLimited):
+            request.rate_count = error.count
         refusal = as_request_error(error)
         if refusal is None or request.writer.output_size > 0:
             is_client_gone = isinstance(error, ConnectionError)

@@ -13,6 +13,7 @@ from pds.protocol.syntax import Did
 from pds.services.app_passwords import AppPasswords
 from pds.services.login_limits import LoginLimits, Window
 from pds.services.principal import PrincipalKind, Scope
+from pds.services.rate_limits import DIGEST_BYTES, RateLimits
 from pds.services.sessions import Sessions, SessionSettings, SessionView, TokenPair
 from pds.store.accounts import (
     AccountStatus,
@@ -409,6 +410,7 @@ async def test_attempts_are_limited_per_account_whatever_the_spelling(host: Sess
             login_floor_s=0.0,
             limits=LoginLimits(per_address=(Window(3, 300),), per_account=(Window(5, 300),)),
         ),
+        rate_limits=RateLimits(now_s=lambda: 0.0),
     )
     for name in ("alice.pds.test", ALICE, "alice@mail.test"):
         assert (await refusal(host.sessions.login(name, "wrong", address="a")))[1] == 401
@@ -426,6 +428,7 @@ async def test_invented_names_neither_take_memory_nor_push_out_real_counts(
 ) -> None:
     await host.add_account()
     monkeypatch.setattr("pds.services.login_limits.MAX_SUBJECTS", 4)
+    rates = RateLimits(now_s=lambda: 0.0)
     sessions = Sessions(
         engine=host.engine,
         clock=host.clock,
@@ -437,15 +440,16 @@ async def test_invented_names_neither_take_memory_nor_push_out_real_counts(
             login_floor_s=0.0,
             limits=LoginLimits(per_address=(Window(1, 300),), per_account=(Window(9, 300),)),
         ),
+        rate_limits=rates,
     )
     assert (await refusal(sessions.login("alice.pds.test", "wrong", address="a")))[1] == 401
     for number in range(5):
         name = f"{number}" + "x" * 100_000
         assert (await refusal(sessions.login(name, "wrong", address="a")))[1] == 401
     assert (await refusal(sessions.login("alice.pds.test", "wrong", address="a")))[1] == 429
-    vain = sessions._vain_attempts
-    assert vain is not None
-    assert {len(key) for key, _, _ in vain._counts} == {32}
+    vain = rates._buckets["sign-in-unknown-300"]
+    assert 0 < len(vain) <= 4
+    assert {len(key) for key in vain._counts} == {DIGEST_BYTES}
 
 
 async def test_sweep_deletes_expired_rows_only(host: SessionHost) -> None:
