@@ -28,6 +28,7 @@ from pds.net.dns import DnsClient, DnsSettings
 from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
 from pds.services.limits import RateSettings, RequestLimits
+from pds.services.mail_transports import MailSettings
 from pds.services.settings import (
     FederationSettings,
     HostSettings,
@@ -61,16 +62,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = types.MappingProxyType(
                 "PDS_SQLITE_DISABLE_WAL_AUTO_CHECKPOINT",
             ),
             "everything is in one database in PDS_DATA_DIRECTORY",
-        ),
-        **dict.fromkeys(
-            (
-                "PDS_EMAIL_SMTP_URL",
-                "PDS_EMAIL_FROM_ADDRESS",
-                "PDS_EMAIL_DISABLE_CONFIRMATION_LINK",
-                "PDS_MODERATION_EMAIL_SMTP_URL",
-                "PDS_MODERATION_EMAIL_ADDRESS",
-            ),
-            "no mail is sent yet",
         ),
         **dict.fromkeys(
             (
@@ -180,6 +171,7 @@ class Config:
     secrets: SecretSettings = field(default_factory=SecretSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     sign_up: SignUpSettings = field(default_factory=SignUpSettings)
+    mail: MailSettings = field(default_factory=MailSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
     rates: RateSettings = field(default_factory=RateSettings)
     blobs: BlobSettings = field(default_factory=BlobSettings)
@@ -423,6 +415,7 @@ def _check(config: Config) -> None:
         DnsClient(DnsSettings(nameservers=config.identity.backup_nameservers))
     except ConfigError as error:
         raise ConfigError(f"PDS_HANDLE_BACKUP_NAMESERVERS: {error}") from error
+    config.mail.check()
     _check_blob_places(config)
     services = config.federation
     for label, url, did in (

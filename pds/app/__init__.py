@@ -16,6 +16,7 @@ answers behind it), `background` (timed work), `server` (all of it in order).
 
 from pds.app.blobstores import open_blobstore, probe_bucket
 from pds.app.http import METHOD_TABLES
+from pds.app.mail import send_test_mail
 from pds.app.maintenance import accept_clock, repair_repo_rev
 from pds.app.options import EmbeddedPlc, Options
 from pds.app.reading import read_beside
@@ -32,4 +33,5 @@ __all__ = [
     "read_beside",
     "repair_repo_rev",
     "running_server",
+    "send_test_mail",
 ]

@@ -99,6 +99,9 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add(
         "keys.reserved", partial(_sweep_now, base, services.reserved_keys.sweep), every_s=HOUR_S
     )
+    schedule.add(
+        "mail_codes.sweep", partial(_sweep_now, base, services.mail_tokens.sweep), every_s=HOUR_S
+    )
     schedule.add("events.retention", retention.sweep, every_s=300)
     schedule.add("blobs.collect", services.blobs.collect, every_s=300)
     schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)

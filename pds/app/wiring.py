@@ -7,6 +7,7 @@ from typing import Final
 
 import pds
 from pds.app.foundation import Foundation
+from pds.app.mail import build_mails
 from pds.app.options import Options
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
@@ -16,8 +17,10 @@ from pds.protocol.syntax import Did, Handle
 from pds.services import Services
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, CreationSettings
+from pds.services.account_email import AccountEmail
 from pds.services.account_journal import AccountJournal, JournalSettings
 from pds.services.account_lifecycle import AccountLifecycle
+from pds.services.account_mails import AccountMails
 from pds.services.account_rows import AccountRows
 from pds.services.account_states import AccountStates
 from pds.services.account_status import AccountReports, IdentityCheck
@@ -31,11 +34,11 @@ from pds.services.firehose import Firehose, FirehoseSettings
 from pds.services.handles import HandlePolicy, HandleSettings
 from pds.services.health import Health
 from pds.services.identity import AskAppview, Identity
-from pds.services.invites import Invites
+from pds.services.invites import Invites, InviteSettings
 from pds.services.lexicons import load_catalog
 from pds.services.login_limits import LoginLimits
-from pds.services.mail import LogMailer
 from pds.services.mail_tokens import MailTokens
+from pds.services.password_reset import PasswordReset
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
 from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
@@ -66,6 +69,10 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     rate_limits = RateLimits(
         secret=config.secrets.jwt_secret or "", engine=engine, is_shared=config.data.is_shared
     )
+    mail_tokens = MailTokens(engine=engine, secret=config.secrets.jwt_secret or "")
+    mails = build_mails(
+        config, engine=engine, clock=clock, tokens=mail_tokens, mailbox=options.mailbox
+    )
     sessions = _build_sessions(base, cache, passwords, rate_limits)
     reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
     accounts = _build_accounts(
@@ -75,7 +82,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         passwords=passwords,
         handles=handles,
         reserved_keys=reserved_keys,
-        options=options,
+        mails=mails,
     )
     repos = Repos(
         engine=engine,
@@ -88,9 +95,16 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     )
     firehose = _build_firehose(base)
     service_tokens = _build_service_tokens(base, cache)
-    mail_tokens = MailTokens(engine=engine, secret=config.secrets.jwt_secret or "")
     identities = _build_identity_check(base)
     return Services(
+        account_email=AccountEmail(
+            engine=engine,
+            clock=clock,
+            accounts=cache,
+            tokens=mail_tokens,
+            mails=mails,
+            blocked_domains=config.mail.blocked_domains,
+        ),
         account_lifecycle=AccountLifecycle(
             engine=engine,
             clock=clock,
@@ -103,6 +117,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             documents=base.resolver,
             mail_tokens=mail_tokens,
         ),
+        account_mails=mails,
         account_reports=AccountReports(engine=engine, identities=identities),
         accounts=accounts,
         admin=AdminAuth(config.secrets.admin_password, rate_limits),
@@ -125,9 +140,27 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             engine=engine,
             ask_appview=_ask_appview(base),
         ),
-        invites=Invites(engine=engine, clock=clock, hostname=config.host.hostname),
+        invites=Invites(
+            engine=engine,
+            clock=clock,
+            hostname=config.host.hostname,
+            settings=InviteSettings(
+                required=config.sign_up.invite_required,
+                interval_s=config.sign_up.invite_interval_s,
+                epoch_s=config.sign_up.invite_epoch_s,
+            ),
+        ),
         limits=config.limits,
         mail_tokens=mail_tokens,
+        password_reset=PasswordReset(
+            engine=engine,
+            clock=clock,
+            accounts=cache,
+            sessions=sessions,
+            passwords=passwords,
+            tokens=mail_tokens,
+            mails=mails,
+        ),
         preferences=Preferences(engine=engine, wall=SystemClock()),
         proxy=Proxy(
             trusted=base.proxy_trusted,
@@ -172,7 +205,7 @@ def _build_accounts(
     passwords: Passwords,
     handles: HandlePolicy,
     reserved_keys: ReservedKeys,
-    options: Options,
+    mails: AccountMails,
 ) -> Accounts:
     rows = AccountRows(keystore=base.keystore, sessions=sessions, cache=cache)
     journal = AccountJournal(
@@ -195,7 +228,7 @@ def _build_accounts(
         handles=handles,
         resolver=base.resolver,
         rotation_signer=base.rotation_signer,
-        mailer=options.mailbox or LogMailer(),
+        mails=mails,
         settings=_creation_settings(base.config),
         reserved_keys=reserved_keys,
     )
@@ -254,9 +287,9 @@ def _documents_for_sessions(base: Foundation) -> Callable[[Did], Awaitable[Json]
 def _creation_settings(config: Config) -> CreationSettings:
     return CreationSettings(
         public_url=config.public_url,
-        service_name=config.host.service_name or config.host.hostname,
         invite_required=config.sign_up.invite_required,
         recovery_did_key=config.identity.recovery_did_key,
+        blocked_email_domains=frozenset(config.mail.blocked_domains),
         dev=config.is_unguarded or config.is_local,
     )
 

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 import pds
-from pds.cli import blobs, clock, configuration, convert, dev, jobs, repo, routes, serve
+from pds.cli import blobs, clock, configuration, convert, dev, jobs, mail, repo, routes, serve
 from pds.errors import ConfigError, RemoteError, StoreError
 
 EXIT_FAILED: Final = 1
@@ -36,6 +36,7 @@ commands.add_command(configuration.config)
 commands.add_command(convert.convert)
 commands.add_command(dev.dev)
 commands.add_command(jobs.jobs)
+commands.add_command(mail.mail)
 commands.add_command(repo.repo)
 commands.add_command(routes.routes)
 commands.add_command(serve.serve)

@@ -19,14 +19,12 @@ without events (ACC-21), whatever comes next is part of migration. Such a DID is
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from pds.errors import ConfigError, NotResolvable, RemoteError, RequestError
-from pds.log import get_logger
+from pds.errors import ConfigError, NotResolvable, RequestError
 from pds.protocol.data import Json
 from pds.protocol.diddoc import DidDocument
 from pds.protocol.keys import (
@@ -41,9 +39,10 @@ from pds.protocol.syntax import Did, Handle, is_blessed_did
 from pds.protocol.tid import next_tid
 from pds.services.account_draft import Draft, DraftPhase, seal_subject
 from pds.services.account_journal import AccountJournal
+from pds.services.account_mails import AccountMails
 from pds.services.account_rows import AccountRows, Claim, NewRows, account_exists, check_claim
+from pds.services.email_addresses import parse_email
 from pds.services.handles import HandlePolicy
-from pds.services.mail import Mailer, welcome_mail
 from pds.services.passwords import Passwords, check_new_password
 from pds.services.principal import Principal, PrincipalKind, ReplayId
 from pds.services.reserved_keys import CURVE, ReservedKeys
@@ -54,12 +53,6 @@ from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
 from pds.store.sessions import Session
-
-MAX_EMAIL_CHARS: Final = 254
-
-_EMAIL: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@(?:[^\s@.\x00-\x1f]+\.)+[^\s@.\x00-\x1f]{2,63}")
-
-_log: Final = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -82,7 +75,6 @@ class CreationSettings:
     """How accounts are opened on this host."""
 
     public_url: str
-    service_name: str
     invite_required: bool = True
     recovery_did_key: str | None = None
     """The operator's rotation key, above ours in every new identity (ACC-14)."""
@@ -119,7 +111,7 @@ class AccountCreation:
         handles: HandlePolicy,
         resolver: Resolver,
         rotation_signer: Signer,
-        mailer: Mailer,
+        mails: AccountMails,
         settings: CreationSettings,
         reserved_keys: ReservedKeys | None = None,
     ) -> None:
@@ -135,7 +127,7 @@ class AccountCreation:
         self._handles = handles
         self._resolver = resolver
         self._rotation_signer = rotation_signer
-        self._mailer = mailer
+        self._mails = mails
         self._settings = settings
         self._reserved_keys = reserved_keys
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -344,12 +336,7 @@ class AccountCreation:
     def _parse_email(self, email: str | None) -> str | None:
         if not email:
             raise _refused("Email is required")
-        lowered = email.strip().lower()
-        if len(lowered) > MAX_EMAIL_CHARS or not _EMAIL.fullmatch(lowered):
-            raise _refused("This email address is not supported, please use a different email.")
-        if lowered.rpartition("@")[2] in self._settings.blocked_email_domains:
-            raise _refused("This email address is not supported, please use a different email.")
-        return lowered
+        return parse_email(email, blocked_domains=self._settings.blocked_email_domains)
 
     def _parse_recovery_key(self, recovery_key: str | None) -> str | None:
         if not recovery_key:
@@ -365,18 +352,7 @@ class AccountCreation:
     async def _welcome(
         self, account: Account, session: Session | None, did_doc: Json
     ) -> SessionView:
-        if account.email is not None and account.handle is not None:
-            mail = welcome_mail(
-                to=account.email,
-                service_name=self._settings.service_name,
-                handle=account.handle,
-                did=account.did,
-            )
-            try:
-                await self._mailer.send(mail, now_us=self._clock.now_us())
-            except RemoteError as error:
-                # The account stands; the note is a courtesy.
-                _log.warning("mail.failed", purpose=mail.purpose, reason=str(error))
+        self._mails.note_welcome(account)
         if session is None:
             raise AssertionError("a session was asked for")
         return await self._sessions.view_opened(account, session, did_doc=did_doc)

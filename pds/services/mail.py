@@ -1,17 +1,17 @@
-"""Mail to account holders: what we write, and the seam behind which it is sent.
+"""Mail as the rest of the program sees it: a text for somebody, and the seam behind which it goes.
 
 A `Mailer` accepts a mail and returns once it is taken over. Two are here: a bounded mailbox in
 memory, which the development server shows as a page and tests read, and a transport that only notes
-that there would have been a mail, for hosts without a mail service. Neither the recipient nor the
-text is ever logged.
+that there would have been a mail, for hosts without a mail service. Those that really send are in
+`mail_transports`, what is written in `mail_texts`, to whom and when in `account_mails`. Neither the
+recipient nor the text is ever logged.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from pds.log import get_logger
-from pds.protocol.syntax import Did, Handle
 
 MAILBOX_MAILS: Final = 200
 
@@ -20,12 +20,16 @@ _log: Final = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail in plain text. `purpose` is a fixed word for logs, such as `welcome`."""
+    """One mail, as text and the same as HTML. `purpose` is a fixed word for logs.
 
-    to: str
-    subject: str
-    text: str
+    Without `html` it is a mail in plain text only.
+    """
+
+    to: str = field(repr=False)
+    subject: str = field(repr=False)
+    text: str = field(repr=False)
     purpose: str
+    html: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,18 @@ class ReceivedMail:
 class Mailer(Protocol):
     """Takes mails over for delivery."""
 
+    @property
+    def delivers(self) -> bool:
+        """Whether anybody will ever read what is sent here."""
+
     async def send(self, mail: Mail, *, now_us: int) -> None:
         """Take `mail` over, or raise RemoteError."""
 
 
 class MemoryMailbox:
     """Keeps the latest mails in memory, oldest first."""
+
+    delivers = True
 
     def __init__(self, *, capacity: int = MAILBOX_MAILS) -> None:
         self._mails: deque[ReceivedMail] = deque(maxlen=capacity)
@@ -62,20 +72,8 @@ class MemoryMailbox:
 class LogMailer:
     """Sends nothing: notes that a mail was due, for hosts without a mail service."""
 
+    delivers = False
+
     async def send(self, mail: Mail, *, now_us: int) -> None:
         """Note the purpose of `mail`."""
         _log.warning("mail.not_sent", purpose=mail.purpose)
-
-
-def welcome_mail(*, to: str, service_name: str, handle: Handle, did: Did) -> Mail:
-    """The note after an account was made."""
-    text = (
-        f"Your account on {service_name} is ready.\n"
-        "\n"
-        f"Handle: @{handle}\n"
-        f"DID: {did}\n"
-        "\n"
-        "Keep the DID: it is your identity, also if you change your handle or move to another\n"
-        "host. If you did not ask for this account, you can ignore this mail.\n"
-    )
-    return Mail(to, f"Welcome to {service_name}", text, "welcome")

@@ -1,6 +1,7 @@
 """The mailbox page of development: every mail that would have been sent.
 
-A mail is addressed by the microsecond in which it arrived.
+A mail is addressed by the microsecond in which it arrived. Its HTML part is shown in a frame with
+an empty `sandbox`: no scripts, no forms, an origin of its own; it is there to be looked at.
 """
 
 from datetime import UTC, datetime

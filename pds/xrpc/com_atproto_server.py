@@ -6,6 +6,7 @@ from pds.errors import RequestError
 from pds.protocol.data import Json
 from pds.protocol.syntax import format_datetime
 from pds.services.accounts import AccountRequest
+from pds.services.mail_tokens import MailPurpose
 from pds.services.principal import Principal
 from pds.services.sessions import SessionView
 from pds.xrpc.server import Auth, Call, MethodTable
@@ -190,6 +191,88 @@ async def check_account_status(call: Call) -> Json:
 async def reserve_signing_key(call: Call) -> Json:
     """Make the key of an account that does not exist yet (ACC-15)."""
     return {"signingKey": await call.services.reserved_keys.reserve(_body(call).get("did"))}
+
+
+@routes.method("com.atproto.server.getAccountInviteCodes", auth=Auth.FULL)
+async def get_account_invite_codes(call: Call) -> Json:
+    """List the caller's invite codes, after making those that were earned (ACC-26)."""
+    params: dict[str, Any] = call.params
+    listed = await call.services.invites.list_of_account(
+        _principal(call).aid or 0,
+        include_used=params.get("includeUsed", True),
+        create_available=params.get("createAvailable", True),
+    )
+    return {
+        "codes": [
+            {
+                "code": entry.code,
+                "available": entry.use_count,
+                "disabled": entry.disabled,
+                "forAccount": entry.for_account,
+                "createdBy": entry.created_by,
+                "createdAt": format_datetime(entry.created_at),
+                "uses": [
+                    {"usedBy": use.used_by, "usedAt": format_datetime(use.used_at)}
+                    for use in entry.uses
+                ],
+            }
+            for entry in listed
+        ]
+    }
+
+
+@routes.method("com.atproto.server.requestEmailConfirmation", auth=Auth.FULL)
+async def request_email_confirmation(call: Call) -> None:
+    """Mail a code that confirms the caller's address (ACC-36)."""
+    await call.services.account_email.request_confirmation(_principal(call).aid or 0)
+
+
+@routes.method("com.atproto.server.confirmEmail", auth=Auth.FULL)
+async def confirm_email(call: Call) -> None:
+    """Confirm the caller's address with the code that was sent there (ACC-36)."""
+    body = _body(call)
+    await call.services.account_email.confirm(
+        _principal(call).aid or 0, body["email"], body["token"]
+    )
+
+
+@routes.method("com.atproto.server.requestEmailUpdate", auth=Auth.FULL)
+async def request_email_update(call: Call) -> Json:
+    """Mail a code to a confirmed address before it is changed (ACC-36, ACC-38)."""
+    is_needed = await call.services.account_email.request_update(_principal(call).aid or 0)
+    return {"tokenRequired": is_needed}
+
+
+@routes.method("com.atproto.server.updateEmail", auth=Auth.FULL)
+async def update_email(call: Call) -> None:
+    """Change the caller's address (ACC-36, ACC-38)."""
+    body = _body(call)
+    if body.get("emailAuthFactor"):
+        raise RequestError("InvalidRequest", "This server sends no codes for signing in")
+    await call.services.account_email.update(
+        _principal(call).aid or 0, body["email"], body.get("token")
+    )
+
+
+@routes.method("com.atproto.server.requestPasswordReset", auth=Auth.NONE)
+async def request_password_reset(call: Call) -> None:
+    """Mail a code to whoever has this address; the answer is the same for all (ACC-37)."""
+    await call.services.password_reset.request(_body(call)["email"])
+
+
+@routes.method("com.atproto.server.resetPassword", auth=Auth.NONE)
+async def reset_password(call: Call) -> None:
+    """Set a new password with a mailed code, and end all sessions (ACC-32)."""
+    body = _body(call)
+    await call.services.password_reset.reset(body["token"], body["password"])
+
+
+@routes.method("com.atproto.server.requestAccountDelete", auth=Auth.FULL)
+async def request_account_delete(call: Call) -> None:
+    """Mail the code that deleteAccount asks for (ACC-36)."""
+    await call.services.account_mails.request_code(
+        _principal(call).aid or 0, MailPurpose.DELETE_ACCOUNT
+    )
 
 
 def _body(call: Call) -> dict[str, Any]:

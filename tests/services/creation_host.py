@@ -22,10 +22,12 @@ from pds.protocol.syntax import Did, Handle
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, AccountRequest, CreationSettings
 from pds.services.account_journal import AccountJournal, JournalSettings
+from pds.services.account_mails import AccountMails, AccountMailSettings
 from pds.services.account_rows import AccountRows
 from pds.services.accounts import Accounts
 from pds.services.handles import HandlePolicy, HandleSettings
 from pds.services.mail import MemoryMailbox
+from pds.services.mail_tokens import MailTokens
 from pds.services.passwords import Passwords
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
@@ -168,6 +170,13 @@ class CreationHost:
             rotation_signer=ROTATION,
             settings=JournalSettings(plc_timeout_s=0.5),
         )
+        self.mails = AccountMails(
+            engine=engine,
+            clock=self.clock,
+            tokens=MailTokens(engine=engine, secret=SECRET),
+            mailer=self.mailbox,
+            settings=AccountMailSettings(service_name="Tests", public_url=PUBLIC_URL),
+        )
         creation = AccountCreation(
             engine=engine,
             clock=self.clock,
@@ -179,7 +188,7 @@ class CreationHost:
             handles=HandlePolicy(HandleSettings(service_domains=(".pds.test",), dev=True)),
             resolver=self.resolver,
             rotation_signer=ROTATION,
-            mailer=self.mailbox,
+            mails=self.mails,
             settings=self.settings,
         )
         self.accounts = Accounts(cache=self.cache, creation=creation, journal=journal)
@@ -228,7 +237,7 @@ async def creation_host(folder: Path, **settings: Any) -> AsyncIterator[Creation
                 plc_client=PlcClient(plc.url, http),
                 passwords=passwords,
                 resolver=TableResolver(plc),
-                settings=CreationSettings(public_url=PUBLIC_URL, service_name="Tests", **options),
+                settings=CreationSettings(public_url=PUBLIC_URL, **options),
             )
             yield host
             await host.accounts.close()

@@ -78,6 +78,7 @@ async def test_new_account_has_identity_key_repo_session_and_mail(host: Creation
     assert isinstance(view.did_doc, dict)
     assert view.did_doc["id"] == view.did
     assert await host.count("journal") == 0
+    await host.mails.settle()
     [received] = host.mailbox.received()
     assert (received.mail.to, received.mail.purpose) == ("alice@mail.test", "welcome")
     assert view.did in received.mail.text
@@ -301,12 +302,15 @@ async def test_caller_that_leaves_does_not_stop_the_act(host: CreationHost) -> N
 
 async def test_failing_mail_never_fails_creation(host: CreationHost) -> None:
     class DeadMailer:
+        delivers = True
+
         async def send(self, mail: Mail, *, now_us: int) -> None:
             raise Unreachable("no mail today")
 
     host.mailbox = DeadMailer()  # type: ignore[assignment]
     host.restart()
     await host.accounts.create(host.request())
+    await host.mails.settle()
     assert await host.count("account") == 1
 
 
