@@ -34,6 +34,8 @@ class ServerProcess:
         self.url = f"http://localhost:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
         self.start_times_s: list[float] = []
+        self.arguments: tuple[str, ...] = ()
+        """What else `pds serve` is told."""
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PDS_")},
             "PDS_HOSTNAME": "localhost",
@@ -66,6 +68,7 @@ class ServerProcess:
             "-m",
             "pds",
             "serve",
+            *self.arguments,
             env=self.environment,
             stdout=log,
             stderr=log,

@@ -152,8 +152,13 @@ async def serving_plc(plc: EmbeddedPlc) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def serving_metrics(metrics: Metrics, port: int | None) -> AsyncIterator[None]:
-    """Serve `/metrics` to this machine until the block ends; without a port serve nothing."""
+async def serving_metrics(
+    metrics: Metrics, port: int | None, *, shared: bool = False
+) -> AsyncIterator[None]:
+    """Serve `/metrics` to this machine until the block ends; without a port serve nothing.
+
+    A `shared` port may be bound by others that say so too.
+    """
     if port is None:
         yield
         return
@@ -168,7 +173,7 @@ async def serving_metrics(metrics: Metrics, port: int | None) -> AsyncIterator[N
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, METRICS_HOST, port).start()
+            await web.TCPSite(runner, METRICS_HOST, port, reuse_port=shared or None).start()
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {METRICS_HOST}:{port}; set PDS_METRICS_PORT to another port"

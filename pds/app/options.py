@@ -20,9 +20,11 @@ class Options:
     """Extras; a server for the public has none.
 
     `mailbox` keeps mail and shows it as a page. With `check_outputs` every answer is held against
-    the lexicon.
+    the lexicon. A worker's successor may bind the port for metrics before the worker is gone
+    (`shares_metrics_port`).
     """
 
     mailbox: MemoryMailbox | None = None
     plc: EmbeddedPlc | None = None
     check_outputs: bool = False
+    shares_metrics_port: bool = False

@@ -78,7 +78,11 @@ async def running_server(
         stack.push_async_callback(rate_limits.save)
         metrics = Metrics()
         metrics.add_process_metrics()
-        await stack.enter_async_context(serving_metrics(metrics, config.listener.metrics_port))
+        await stack.enter_async_context(
+            serving_metrics(
+                metrics, config.listener.metrics_port, shared=options.shares_metrics_port
+            )
+        )
         xrpc = XrpcServer(
             services,
             METHOD_TABLES,
