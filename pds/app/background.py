@@ -91,6 +91,13 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule = Schedule(engine=base.engine, node=_node_name(), is_shared=base.config.data.is_shared)
     schedule.add("clock.check", base.clock.check, every_s=5, first_after_s=5, per_node=True)
     schedule.add("accounts.recover", services.accounts.recover, every_s=30, at_start=True)
+    schedule.add("identity.recover", services.identity_journal.recover, every_s=30, at_start=True)
+    schedule.add(
+        "identity.checks",
+        partial(_sweep_now, base, services.identity_checks.recheck),
+        every_s=600,
+        first_after_s=600,
+    )
     lifecycle = services.account_lifecycle
     schedule.add(
         "accounts.overdue", partial(_sweep_now, base, lifecycle.sweep_overdue), every_s=600

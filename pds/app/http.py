@@ -32,6 +32,7 @@ from pds.xrpc import (
     com_atproto_repo,
     com_atproto_server,
     com_atproto_sync,
+    com_atproto_temp,
     subscribe_repos,
 )
 from pds.xrpc.listener import Listener, ServerRequest
@@ -48,6 +49,7 @@ METHOD_TABLES: Final[tuple[MethodTable, ...]] = (
     com_atproto_repo.routes,
     com_atproto_server.routes,
     com_atproto_sync.routes,
+    com_atproto_temp.routes,
     subscribe_repos.routes,
 )
 """Every XRPC method of this server."""

@@ -73,6 +73,7 @@ async def running_server(
         services = build_services(foundation, passwords, options)
         stack.push_async_callback(services.account_mails.settle)
         stack.push_async_callback(services.accounts.close)
+        stack.push_async_callback(services.identity_journal.close)
         rate_limits = services.rate_limits
         await rate_limits.load()
         stack.push_async_callback(rate_limits.save)

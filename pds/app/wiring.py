@@ -7,6 +7,7 @@ from typing import Final
 
 import pds
 from pds.app.foundation import Foundation
+from pds.app.identities import Parts, build_handle_policy, build_identity_services
 from pds.app.mail import build_mails
 from pds.app.options import Options
 from pds.config import Config
@@ -29,9 +30,10 @@ from pds.services.admin_auth import AdminAuth
 from pds.services.app_passwords import AppPasswords
 from pds.services.blobs import Blobs
 from pds.services.crawlers import Crawlers
+from pds.services.credentials import Credentials
 from pds.services.export import Exports
 from pds.services.firehose import Firehose, FirehoseSettings
-from pds.services.handles import HandlePolicy, HandleSettings
+from pds.services.handles import HandlePolicy
 from pds.services.health import Health
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites, InviteSettings
@@ -60,11 +62,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     """Make every service."""
     config, engine, clock, keystore = base.config, base.engine, base.clock, base.keystore
     cache = AccountCache(engine)
-    handles = HandlePolicy(
-        HandleSettings(
-            service_domains=config.handle_domains, dev=config.host.dev_mode or config.is_local
-        )
-    )
+    handles = build_handle_policy(base)
     catalog = load_catalog()
     rate_limits = RateLimits(
         secret=config.secrets.jwt_secret or "", engine=engine, is_shared=config.data.is_shared
@@ -96,6 +94,20 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     firehose = _build_firehose(base)
     service_tokens = _build_service_tokens(base, cache)
     identities = _build_identity_check(base)
+    identity = build_identity_services(
+        base,
+        Parts(
+            cache=cache,
+            accounts=accounts,
+            handles=handles,
+            repos=repos,
+            sessions=sessions,
+            reserved_keys=reserved_keys,
+            mail_tokens=mail_tokens,
+            mails=mails,
+            clock_id=secrets.randbelow(CLOCK_IDS),
+        ),
+    )
     return Services(
         account_email=AccountEmail(
             engine=engine,
@@ -130,6 +142,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             hostname=config.netloc,
             reader_count=lambda: firehose.reader_count,
         ),
+        credentials=Credentials(engine=engine, clock=clock, accounts=cache, sessions=sessions),
         exports=Exports(engine=engine, cache=repos.cache, settings=config.exports),
         firehose=firehose,
         health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
@@ -150,6 +163,11 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
                 epoch_s=config.sign_up.invite_epoch_s,
             ),
         ),
+        handle_change=identity.handle_change,
+        handle_names=identity.handle_names,
+        identity_checks=identity.identity_checks,
+        identity_journal=identity.identity_journal,
+        key_rotation=identity.key_rotation,
         limits=config.limits,
         mail_tokens=mail_tokens,
         password_reset=PasswordReset(
@@ -161,6 +179,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             tokens=mail_tokens,
             mails=mails,
         ),
+        plc_operations=identity.plc_operations,
         preferences=Preferences(engine=engine, wall=SystemClock()),
         proxy=Proxy(
             trusted=base.proxy_trusted,

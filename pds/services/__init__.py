@@ -20,14 +20,21 @@ if TYPE_CHECKING:
     from pds.services.app_passwords import AppPasswords
     from pds.services.blobs import Blobs
     from pds.services.crawlers import Crawlers
+    from pds.services.credentials import Credentials
     from pds.services.export import Exports
     from pds.services.firehose import Firehose
+    from pds.services.handle_change import HandleChange
+    from pds.services.handle_names import HandleNames
     from pds.services.health import Health
     from pds.services.identity import Identity
+    from pds.services.identity_checks import IdentityChecks
+    from pds.services.identity_journal import IdentityJournal
     from pds.services.invites import Invites
+    from pds.services.key_rotation import KeyRotation
     from pds.services.limits import RequestLimits
     from pds.services.mail_tokens import MailTokens
     from pds.services.password_reset import PasswordReset
+    from pds.services.plc_operations import PlcOperations
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
     from pds.services.rate_limits import RateLimits
@@ -52,14 +59,21 @@ class Services:
     blobs: Blobs
     catalog: Catalog
     crawlers: Crawlers
+    credentials: Credentials
     exports: Exports
     firehose: Firehose
+    handle_change: HandleChange
+    handle_names: HandleNames
     health: Health
     identity: Identity
+    identity_checks: IdentityChecks
+    identity_journal: IdentityJournal
     invites: Invites
+    key_rotation: KeyRotation
     limits: RequestLimits
     mail_tokens: MailTokens
     password_reset: PasswordReset
+    plc_operations: PlcOperations
     preferences: Preferences
     proxy: Proxy
     rate_limits: RateLimits

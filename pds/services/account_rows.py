@@ -36,6 +36,7 @@ from pds.store.engine import Txn
 from pds.store.invites import insert_invite_use, is_invite_code_usable
 from pds.store.journal import delete_journal, get_journal, get_journal_by_id
 from pds.store.keystore import Keystore
+from pds.store.reserved_handles import HANDLE_KIND, is_handle_reserved
 from pds.store.reserved_keys import delete_reserved_key
 from pds.store.sessions import Session
 
@@ -86,10 +87,14 @@ def check_claim(txn: Txn, claim: Claim, journal_id: int | None = None) -> None:
     if claim.did is not None and get_account_by_did(txn, claim.did) is not None:
         raise account_exists()
     reserved = get_journal(txn, JOURNAL_KIND, claim.handle)
-    if get_account_by_handle(txn, claim.handle) is not None or (
-        reserved is not None and reserved.journal_id != journal_id
+    if (
+        get_account_by_handle(txn, claim.handle) is not None
+        or (reserved is not None and reserved.journal_id != journal_id)
+        or get_journal(txn, HANDLE_KIND, claim.handle) is not None
     ):
         raise RequestError("HandleNotAvailable", f"Handle already taken: {claim.handle}")
+    if journal_id is None and is_handle_reserved(txn, claim.handle):
+        raise RequestError("HandleNotAvailable", "Reserved handle")
     if claim.email is not None and get_account_by_email(txn, claim.email) is not None:
         raise RequestError("InvalidRequest", f"Email already taken: {claim.email}")
 

@@ -4,6 +4,7 @@ A facade: finding is `account_cache`, opening is `account_creation`, what crashe
 settled by `account_journal`.
 """
 
+from pds.protocol.syntax import Handle
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, AccountRequest
 from pds.services.account_journal import AccountJournal, Settled
@@ -38,6 +39,10 @@ class Accounts:
     ) -> SessionView:
         """Open an account and a session; see `AccountCreation.create`."""
         return await self._creation.create(request, principal)
+
+    async def settle_handle(self, handle: Handle) -> None:
+        """Settle a sign-up that was cut short under a handle, if nobody works on it."""
+        await self._journal.settle_handle(handle)
 
     async def recover(self, *, now: bool | None = None) -> dict[Settled, int]:
         """Settle what crashes left behind; see `AccountJournal.recover`."""

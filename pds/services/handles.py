@@ -43,6 +43,17 @@ RESERVED_LABELS: Final = frozenset(_RESERVED.split())
 that certificate authorities and people trust; words that pages and programs use as placeholders."""
 
 
+def reserved_labels(changes: Sequence[str]) -> frozenset[str]:
+    """Return our list with an operator's changes: `name` adds, `-name` takes out, `-*` takes all.
+
+    So `-*,king,queen` replaces the list. The order does not matter.
+    """
+    added = {change for change in changes if not change.startswith("-")}
+    removed = {change[1:] for change in changes if change.startswith("-")}
+    kept = frozenset() if "*" in removed else RESERVED_LABELS - removed
+    return kept | added
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandleSettings:
     """The domains under which this host gives out handles, and its rules for the front label."""
@@ -52,6 +63,8 @@ class HandleSettings:
     min_label_chars: int = 3
     max_label_chars: int = 18
     reserved_labels: frozenset[str] = RESERVED_LABELS
+    root_handles: bool = False
+    """Whether the names of the domains themselves are handles, given by the operator."""
     dev: bool = False
     """Whether `.test` names are names (ID-2)."""
 
@@ -71,6 +84,11 @@ class HandlePolicy:
         """The suffixes under which handles are given out."""
         return self._settings.service_domains
 
+    @property
+    def max_label_chars(self) -> int:
+        """The longest label that is given out."""
+        return self._settings.max_label_chars
+
     def parse(self, text: str) -> Handle:
         """Return the handle, lower-case, if it could ever be used here.
 
@@ -87,8 +105,8 @@ class HandlePolicy:
         return handle
 
     def is_ours(self, handle: Handle) -> bool:
-        """Whether the handle lies under one of our service domains."""
-        return self._domain(handle) is not None
+        """Whether the handle lies under one of our service domains, or is one that we give out."""
+        return self._domain(handle) is not None or self._is_root(handle)
 
     def check_ours(self, handle: Handle, *, allow_reserved: bool = False) -> None:
         """Refuse a handle that this host does not give out (ID-20).
@@ -96,6 +114,10 @@ class HandlePolicy:
         Raises: RequestError `UnsupportedDomain`, `InvalidHandle` or `HandleNotAvailable`.
         """
         domain = self._domain(handle)
+        if domain is None and self._is_root(handle):
+            if not allow_reserved:
+                raise RequestError("HandleNotAvailable", "Reserved handle")
+            return
         if domain is None:
             raise RequestError("UnsupportedDomain", "Not a supported handle domain")
         label = handle[: -len(domain)]
@@ -106,8 +128,14 @@ class HandlePolicy:
         if len(label) > self._settings.max_label_chars:
             raise RequestError("InvalidHandle", "Handle too long")
         is_reserved = label in self._settings.reserved_labels
-        if f".{handle}" in self.service_domains or (is_reserved and not allow_reserved):
+        is_domain = f".{handle}" in self.service_domains
+        if (is_domain and not (self._settings.root_handles and allow_reserved)) or (
+            is_reserved and not allow_reserved
+        ):
             raise RequestError("HandleNotAvailable", "Reserved handle")
+
+    def _is_root(self, handle: Handle) -> bool:
+        return self._settings.root_handles and f".{handle}" in self.service_domains
 
     def _domain(self, handle: Handle) -> str | None:
         """The longest service domain that the handle lies under."""

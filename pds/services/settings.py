@@ -46,6 +46,11 @@ def parse_list(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
+def parse_lower_list(text: str) -> tuple[str, ...]:
+    """Items between commas in lower case, blanks dropped."""
+    return parse_list(text.lower())
+
+
 def parse_url(text: str) -> str:
     """An http(s) URL without a slash at its end. Raises: ValueError."""
     parts = urlsplit(text)
@@ -109,6 +114,18 @@ class HostSettings:
         "PDS_SERVICE_HANDLE_DOMAINS",
         "Domains under which accounts get handles, with a leading dot; `.HOSTNAME` when unset.",
         parse=parse_list,
+    )
+    reserved_handles: tuple[str, ...] = setting(
+        "PDS_RESERVED_HANDLES",
+        "Front labels that nobody may take, beside our own list: `name` adds one, `-name` takes one"
+        " out, `-*` takes out all of ours.",
+        default=(),
+        parse=parse_lower_list,
+    )
+    root_handles: bool = setting(
+        "PDS_ROOT_HANDLES",
+        "The names of the handle domains themselves may be handles; only the operator gives them.",
+        default=False,
     )
     dev_mode: bool = setting(
         "PDS_DEV_MODE", "Development: plain http, `.test` handles.", default=False

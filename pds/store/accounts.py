@@ -189,8 +189,11 @@ def update_email(txn: Txn, aid: int, email: str | None, *, confirmed_at: int | N
     )
 
 
-def update_password_hash(txn: Txn, aid: int, password_hash: str) -> None:
-    """Set the hash of the main password; revoking sessions is the caller's business (XRPC-26)."""
+def update_password_hash(txn: Txn, aid: int, password_hash: str | None) -> None:
+    """Set the hash of the main password, or with `None` let none open the account.
+
+    Revoking sessions is the caller's business (XRPC-26).
+    """
     txn.write("UPDATE account SET password_hash = ? WHERE aid = ?", (password_hash, aid))
 
 
