@@ -17,7 +17,13 @@ answers behind it), `background` (timed work), `server` (all of it in order).
 from pds.app.blobstores import open_blobstore, probe_bucket
 from pds.app.http import METHOD_TABLES
 from pds.app.mail import send_test_mail
-from pds.app.maintenance import accept_clock, repair_repo_rev
+from pds.app.maintenance import (
+    accept_clock,
+    give_up_conversion,
+    opened_conversion,
+    plan_database_conversion,
+    repair_repo_rev,
+)
 from pds.app.options import EmbeddedPlc, Options
 from pds.app.reading import read_beside
 from pds.app.server import RunningServer, running_server
@@ -28,7 +34,10 @@ __all__ = [
     "Options",
     "RunningServer",
     "accept_clock",
+    "give_up_conversion",
     "open_blobstore",
+    "opened_conversion",
+    "plan_database_conversion",
     "probe_bucket",
     "read_beside",
     "repair_repo_rev",

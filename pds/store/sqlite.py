@@ -13,7 +13,7 @@ life after a crash.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -189,7 +189,7 @@ class SqliteConnection(ReadConnection):
             raise self._failed(error) from error
         return rows
 
-    def iterate(self, sql: str, params: Params = ()) -> Iterator[Row]:
+    def iterate(self, sql: str, params: Params = ()) -> Generator[Row, None, None]:
         """Run one SELECT and yield its rows; its snapshot ends with the iterator."""
         cursor = self._raw.cursor()
         try:
