@@ -18,7 +18,9 @@ from pds.errors import ConfigError
 from pds.log import RequestLine, get_logger, log_request
 from pds.metrics import Metrics
 from pds.services import Services
+from pds.services.admin_api import AdminApi
 from pds.services.firehose import Firehose
+from pds.web import admin_api as admin_routes
 from pds.web import health as health_routes
 from pds.web import mailbox as mailbox_routes
 from pds.web import pages as page_routes
@@ -28,6 +30,7 @@ from pds.web.plc_directory import make_plc_app
 from pds.web.router import WebRouter
 from pds.xrpc import (
     app_bsky,
+    com_atproto_admin,
     com_atproto_identity,
     com_atproto_repo,
     com_atproto_server,
@@ -45,6 +48,7 @@ METRICS_HOST: Final = "127.0.0.1"
 METRICS_PATH: Final = "/metrics"
 METHOD_TABLES: Final[tuple[MethodTable, ...]] = (
     app_bsky.routes,
+    com_atproto_admin.routes,
     com_atproto_identity.routes,
     com_atproto_repo.routes,
     com_atproto_server.routes,
@@ -77,6 +81,7 @@ def build_router(services: Services, options: Options) -> WebRouter:
     page_routes.add_routes(router, info=services.server_info, pages=pages)
     health_routes.add_routes(router, services.health)
     well_known.add_routes(router, info=services.server_info, accounts=services.accounts)
+    admin_routes.add_routes(router, api=AdminApi(services), auth=services.admin)
     if options.mailbox is not None:
         mailbox_routes.add_routes(router, mailbox=options.mailbox, pages=pages)
     return router

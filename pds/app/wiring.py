@@ -9,6 +9,7 @@ import pds
 from pds.app.foundation import Foundation
 from pds.app.identities import Parts, build_handle_policy, build_identity_services
 from pds.app.mail import build_mails
+from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
@@ -92,6 +93,8 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         clock_id=secrets.randbelow(CLOCK_IDS),
     )
     firehose = _build_firehose(base)
+    invites = _build_invites(base)
+    states = AccountStates(keystore=keystore, sessions=sessions, cache=cache)
     service_tokens = _build_service_tokens(base, cache)
     identities = _build_identity_check(base)
     identity = build_identity_services(
@@ -122,7 +125,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             clock=clock,
             clock_id=secrets.randbelow(CLOCK_IDS),
             keystore=keystore,
-            states=AccountStates(keystore=keystore, sessions=sessions, cache=cache),
+            states=states,
             cache=cache,
             sessions=sessions,
             identities=identities,
@@ -153,16 +156,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             engine=engine,
             ask_appview=_ask_appview(base),
         ),
-        invites=Invites(
-            engine=engine,
-            clock=clock,
-            hostname=config.host.hostname,
-            settings=InviteSettings(
-                required=config.sign_up.invite_required,
-                interval_s=config.sign_up.invite_interval_s,
-                epoch_s=config.sign_up.invite_epoch_s,
-            ),
-        ),
+        invites=invites,
         handle_change=identity.handle_change,
         handle_names=identity.handle_names,
         identity_checks=identity.identity_checks,
@@ -170,6 +164,20 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         key_rotation=identity.key_rotation,
         limits=config.limits,
         mail_tokens=mail_tokens,
+        operator=build_operator(
+            base,
+            OperatorParts(
+                cache=cache,
+                sessions=sessions,
+                passwords=passwords,
+                states=states,
+                mails=mails,
+                accounts=accounts,
+                invites=invites,
+                handles=handles,
+            ),
+            clock_id=secrets.randbelow(CLOCK_IDS),
+        ),
         password_reset=PasswordReset(
             engine=engine,
             clock=clock,
@@ -194,6 +202,20 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         server_info=ServerInfo(_server_info_settings(config)),
         service_tokens=service_tokens,
         sessions=sessions,
+    )
+
+
+def _build_invites(base: Foundation) -> Invites:
+    config = base.config
+    return Invites(
+        engine=base.engine,
+        clock=base.clock,
+        hostname=config.host.hostname,
+        settings=InviteSettings(
+            required=config.sign_up.invite_required,
+            interval_s=config.sign_up.invite_interval_s,
+            epoch_s=config.sign_up.invite_epoch_s,
+        ),
     )
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pds.services.key_rotation import KeyRotation
     from pds.services.limits import RequestLimits
     from pds.services.mail_tokens import MailTokens
+    from pds.services.operator import Operator
     from pds.services.password_reset import PasswordReset
     from pds.services.plc_operations import PlcOperations
     from pds.services.preferences import Preferences
@@ -72,6 +73,7 @@ class Services:
     key_rotation: KeyRotation
     limits: RequestLimits
     mail_tokens: MailTokens
+    operator: Operator
     password_reset: PasswordReset
     plc_operations: PlcOperations
     preferences: Preferences

@@ -1,4 +1,4 @@
-"""What operators look up and set of accounts: lists, invites, address, password, handle, mail.
+"""What operators look up and set of accounts: lists, invites, address, password, mail.
 
 What moves an account from state to state is in `moderation`. All of it works in every state of an
 account (ACC-48), and each act leaves a row in the audit trail.
@@ -9,15 +9,15 @@ could not be sent, a second row, with `.failed` behind its name, says so.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from pds.errors import RemoteError, RequestError
 from pds.protocol.data import Json
-from pds.protocol.syntax import Did, Handle, format_datetime
+from pds.protocol.syntax import Did, format_datetime
 from pds.services.account_cache import AccountCache
+from pds.services.account_mails import AccountMails
 from pds.services.audit import Order, T, carry_out, note_act
 from pds.services.email_addresses import normalize_email, parse_email
-from pds.services.mail import Mail, Mailer
 from pds.services.moderation import subject_not_found
 from pds.services.passwords import Passwords, check_new_password
 from pds.services.sessions import Sessions
@@ -52,13 +52,6 @@ DEFAULT_SUBJECT: Final = "Message from the moderators of your server"
 MAX_CURSOR_DIGITS: Final = 18
 
 
-class HandleChanger(Protocol):
-    """What this needs of `handle_change.HandleChange`."""
-
-    async def change(self, aid: int, text: str, *, order: Order | None = None) -> Handle:
-        """Give an account a handle, and note it in the audit trail."""
-
-
 @dataclass(frozen=True, slots=True)
 class AccountInfo:
     """An account with its invite codes, and the code that it was made with."""
@@ -89,16 +82,14 @@ class AdminAccounts:
         accounts: AccountCache,
         sessions: Sessions,
         passwords: Passwords,
-        handles: HandleChanger,
-        mailer: Mailer,
+        mails: AccountMails,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._accounts = accounts
         self._sessions = sessions
         self._passwords = passwords
-        self._handles = handles
-        self._mailer = mailer
+        self._mails = mails
 
     # Looking up
 
@@ -201,7 +192,7 @@ class AdminAccounts:
 
         return await self._do("admin.disable_codes", order, disable)
 
-    # Address, password, handle
+    # Address and password
 
     async def set_email(self, name: str, email: str, order: Order) -> None:
         """Give an account another address, which counts as not confirmed (ACC-48).
@@ -252,14 +243,6 @@ class AdminAccounts:
 
         await self._do("admin.set_password", order, change, aid)
 
-    async def set_handle(self, did: str, handle: str, order: Order) -> Handle:
-        """Give an account another handle; reserved names are allowed (ACC-48).
-
-        Raises: RequestError `NotFound`, `InvalidHandle`, `HandleNotAvailable`, `InvalidRequest`;
-        RemoteError.
-        """
-        return await self._handles.change(await self._aid(did), handle, order=order)
-
     # Mail
 
     async def send_mail(self, mail: MailOrder, order: Order) -> None:
@@ -283,10 +266,9 @@ class AdminAccounts:
         await self._do("admin.send_mail", order, note, account.aid)
         if order.is_rehearsal:
             return
-        letter = Mail(account.email, mail.subject, mail.content, "moderation")
         try:
-            await self._mailer.send(letter, now_us=self._clock.now_us())
-        except RemoteError as error:
+            await self._mails.send_moderation(account, subject=mail.subject, content=mail.content)
+        except (RequestError, RemoteError) as error:
             await self._note_failure(act, mail.did, order, error)
             raise
 

@@ -98,6 +98,10 @@ class Crawlers:
         due = [relay for relay in self._relays if self._due_at_s(relay) <= now_s]
         await asyncio.gather(*(self._announce(relay) for relay in due))
 
+    async def announce_all(self) -> None:
+        """Ask every relay now, whether or not it is time; an operator wants it."""
+        await asyncio.gather(*(self._announce(relay) for relay in self._relays))
+
     def _due_at_s(self, relay: RelayState) -> float:
         """When to ask next, as things are now."""
         if relay.accepted_at_s is None:

@@ -12,9 +12,12 @@ import base64
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from pds.errors import RequestError
+from pds.protocol.data import Json
+from pds.services.audit import Order, carry_out, note_act
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
@@ -26,6 +29,8 @@ from pds.store.invites import (
     insert_invite_codes,
 )
 
+OF_THE_PROGRAM: Final = Order("")
+"""For codes that no operator asked for."""
 MAX_CODES_PER_CALL: Final = 500
 MAX_USES: Final = 100_000
 MAX_OPEN_CODES: Final = 5
@@ -68,9 +73,16 @@ class Invites:
         self._prefix = hostname.replace(".", "-").replace(":", "-")
 
     async def create(
-        self, *, code_count: int, use_count: int, for_accounts: Sequence[str] = ()
+        self,
+        *,
+        code_count: int,
+        use_count: int,
+        for_accounts: Sequence[str] = (),
+        order: Order | None = None,
     ) -> list[AccountCodes]:
         """Make `code_count` codes of `use_count` uses for each holder (ACC-26).
+
+        With an `order` it is noted in the audit trail, by numbers: a code is worth an account.
 
         Raises: RequestError `InvalidRequest` for numbers that make no sense.
         """
@@ -91,7 +103,9 @@ class Invites:
             for entry in made
             for code in entry.codes
         )
-        await self._engine.transact("invite.create", insert_codes, codes)
+        await carry_out(
+            self._engine, "invite.create", order or OF_THE_PROGRAM, _insert_codes, codes, order
+        )
         return made
 
     async def list_of_account(
@@ -134,9 +148,16 @@ class Invites:
         return f"{self._prefix}-{text[:5]}-{text[5:10]}"
 
 
-def insert_codes(txn: Txn, codes: tuple[InviteCode, ...]) -> None:
-    """Insert new codes in a transaction of their own."""
+def _insert_codes(txn: Txn, codes: tuple[InviteCode, ...], order: Order | None) -> None:
+    """Insert new codes, and a row in the audit trail for each holder."""
     insert_invite_codes(txn, codes)
+    if order is None:
+        return
+    for holder, group in groupby(codes, key=lambda code: code.for_account):
+        of_holder = list(group)
+        after: dict[str, Json] = {"codes": len(of_holder), "uses": of_holder[0].use_count}
+        now_us = of_holder[0].created_at
+        note_act(txn, order, "invite.create", holder, now_us=now_us, after=after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,34 @@ def get_event_page(txn: Txn, after: int, max_events: int, max_bytes: int) -> Eve
     return EventPage(tuple(StoredEvent(*row) for row in events), through, is_last)
 
 
+def list_events(
+    txn: Txn,
+    *,
+    before: int | None = None,
+    aid: int | None = None,
+    kind: str | None = None,
+    limit: int,
+) -> list[tuple[StoredEvent, int]]:
+    """Return stored events with their times, the latest first, hidden ones too: for the operator.
+
+    `before` is the number to go back from.
+    """
+    clauses = ["seq < ?"]
+    values: list[int | str] = [(1 << 62) if before is None else before]
+    if aid is not None:
+        clauses.append("aid = ?")
+        values.append(aid)
+    if kind is not None:
+        clauses.append("kind = ?")
+        values.append(kind)
+    rows = txn.read(
+        f"SELECT seq, aid, kind, frame, at FROM event WHERE {' AND '.join(clauses)}"
+        " ORDER BY seq DESC LIMIT ?",
+        (*values, limit),
+    )
+    return [(StoredEvent(*row[:4]), row[4]) for row in rows]
+
+
 def get_last_seq(txn: Txn) -> int:
     """Return the highest number that any node has given out."""
     return int(txn.read("SELECT last_seq FROM seq WHERE id = 1")[0][0])

@@ -66,6 +66,12 @@ def get_session_owner(txn: Txn, session_id: str, now_us: int) -> int | None:
     return None if row is None else int(row[0])
 
 
+def count_sessions(txn: Txn, aid: int) -> int:
+    """Return how many sessions of an account have a row."""
+    row = txn.read("SELECT count(DISTINCT session_id) FROM session WHERE aid = ?", (aid,))[0]
+    return int(row[0])
+
+
 def update_successor(txn: Txn, token_id: str, next_token_id: str, expires_at: int) -> None:
     """Name the successor of a used refresh token and shorten its life."""
     txn.write(

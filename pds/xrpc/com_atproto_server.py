@@ -6,6 +6,7 @@ from pds.errors import RequestError
 from pds.protocol.data import Json
 from pds.protocol.syntax import format_datetime
 from pds.services.accounts import AccountRequest
+from pds.services.audit import order_of
 from pds.services.mail_tokens import MailPurpose
 from pds.services.principal import Principal
 from pds.services.sessions import SessionView
@@ -127,7 +128,10 @@ async def create_invite_code(call: Call) -> Json:
     body = _body(call)
     holder = body.get("forAccount")
     made = await call.services.invites.create(
-        code_count=1, use_count=body["useCount"], for_accounts=[holder] if holder else []
+        code_count=1,
+        use_count=body["useCount"],
+        for_accounts=[holder] if holder else [],
+        order=order_of(call.principal),
     )
     return {"code": made[0].codes[0]}
 
@@ -140,6 +144,7 @@ async def create_invite_codes(call: Call) -> Json:
         code_count=body.get("codeCount", 1),
         use_count=body["useCount"],
         for_accounts=body.get("forAccounts", []),
+        order=order_of(call.principal),
     )
     return {"codes": [{"account": entry.account, "codes": list(entry.codes)} for entry in made]}
 

@@ -1,0 +1,585 @@
+"""What operators and moderators do, over real HTTP: takedowns on every way of reading, accounts,
+invites, and the trail that all of it leaves.
+
+Spec: (ACC-25, ACC-26, ACC-32, ACC-44, ACC-46, ACC-48, XRPC-28, SYNC-70, SYNC-80)
+"""
+
+import base64
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pds.config import Config
+from pds.protocol.car import read_car
+from pds.protocol.cid import parse_cid
+from pds.protocol.diddoc import parse_did_document
+from pds.protocol.keys import make_signer
+from pds.protocol.service_auth import sign_service_token
+from pds.protocol.syntax import Did, Nsid
+from tests.scenarios.conftest import Host, host_in
+from tests.support_client import Client, Person, XrpcError, sign_up
+
+ADMIN = "com.atproto.admin."
+REPO = "com.atproto.admin.defs#repoRef"
+RECORD = "com.atproto.repo.strongRef"
+BLOB = "com.atproto.admin.defs#repoBlobRef"
+POST = "app.bsky.feed.post"
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
+MODERATOR = Did("did:web:mod.example.com")
+MODERATOR_SIGNER = make_signer("k256", b"\x33" * 32)
+ACCOUNT_SIGNER = make_signer("k256", b"\x34" * 32)
+
+
+class Operator:
+    """Calls methods with the admin password."""
+
+    def __init__(self, host: Host) -> None:
+        token = base64.b64encode(f"admin:{host.admin_password}".encode()).decode()
+        self.headers = {"Authorization": f"Basic {token}"}
+        self.client = Client(host.client.http, host.client.url)
+
+    async def get(self, method: str, **params: Any) -> Any:
+        name = method if "." in method else ADMIN + method
+        return await self.client.call("GET", name, params=params, headers=self.headers)
+
+    async def post(self, method: str, **fields: Any) -> Any:
+        headers = {**self.headers, "Content-Type": "application/json"}
+        name = method if "." in method else ADMIN + method
+        return await self.client.call(
+            "POST", name, data=json.dumps(fields).encode(), headers=headers
+        )
+
+    async def take_down(self, kind: str, *, applied: bool = True, **subject: Any) -> Any:
+        return await self.post(
+            "updateSubjectStatus",
+            subject={"$type": kind, **subject},
+            takedown={"applied": applied, **({"ref": "case 7"} if applied else {})},
+        )
+
+    async def order(self, name: str, **fields: Any) -> Any:
+        url = f"{self.client.url}/admin/api/{name}"
+        async with self.client.http.post(url, json=fields, headers=self.headers) as answer:
+            body = await answer.json()
+            if answer.status != 200:
+                raise XrpcError(answer.status, body, answer.headers)
+            return body
+
+
+@pytest.fixture
+def operator(host: Host) -> Operator:
+    return Operator(host)
+
+
+@pytest.fixture
+async def alice(client: Client) -> Person:
+    return await sign_up(client, "alice.test")
+
+
+async def refused(work: Any) -> tuple[int, str]:
+    with pytest.raises(XrpcError) as info:
+        await work
+    return info.value.status, info.value.name
+
+
+async def blocks_of(client: Client, did: str) -> dict[Any, bytes]:
+    car = await client.get("com.atproto.sync.getRepo", did=did)
+    return dict(read_car(car)[1])
+
+
+async def test_a_record_that_is_taken_down_is_hidden_on_every_way_to_it(
+    host: Host, client: Client, alice: Person, operator: Operator
+) -> None:
+    """ACC-44, promise D6: also in proofs, blocks and exports; its owner keeps all of it."""
+    bad, good = await alice.post("bad"), await alice.post("good")
+    did, rkey = alice.did, bad["uri"].rsplit("/", 1)[1]
+    await operator.take_down(RECORD, uri=bad["uri"], cid=bad["cid"])
+    get = {"repo": did, "collection": POST, "rkey": rkey}
+    proof = {"did": did, "collection": POST, "rkey": rkey}
+    for reader in (client, alice.client):
+        assert await refused(reader.get("com.atproto.repo.getRecord", **get)) == (
+            400,
+            "RecordNotFound",
+        )
+        listed = await reader.get("com.atproto.repo.listRecords", repo=did, collection=POST)
+        assert [record["uri"] for record in listed["records"]] == [good["uri"]]
+    assert await refused(client.get("com.atproto.sync.getRecord", **proof)) == (
+        400,
+        "RecordNotFound",
+    )
+    blocks = {"did": did, "cids": [bad["cid"]]}
+    assert await refused(client.get("com.atproto.sync.getBlocks", **blocks)) == (
+        400,
+        "BlockNotFound",
+    )
+    cid = parse_cid(bad["cid"])
+    public, own = await blocks_of(client, did), await blocks_of(alice.client, did)
+    assert cid not in public
+    assert parse_cid(good["cid"]) in public
+    assert set(own) == {*public, cid}
+    assert cid in dict(read_car(await alice.client.get("com.atproto.sync.getBlocks", **blocks))[1])
+    assert await alice.client.get("com.atproto.sync.getRecord", **proof)
+    state = await operator.get("getSubjectStatus", uri=bad["uri"])
+    assert state["takedown"] == {"applied": True, "ref": "case 7"}
+    assert state["subject"] == {"$type": RECORD, "uri": bad["uri"], "cid": bad["cid"]}
+
+    await operator.take_down(RECORD, applied=False, uri=bad["uri"], cid=bad["cid"])
+    assert (await client.get("com.atproto.repo.getRecord", **get))["cid"] == bad["cid"]
+    assert await blocks_of(client, did) == own
+    assert (await operator.get("getSubjectStatus", uri=bad["uri"]))["takedown"] == {
+        "applied": False
+    }
+
+
+async def test_a_blob_in_quarantine_is_not_served_and_not_collected(
+    host: Host, client: Client, alice: Person, operator: Operator
+) -> None:
+    """ACC-44, XRPC-83, XRPC-85, XRPC-87."""
+    blob = await alice.client.upload(PNG, "image/png")
+    image = {"$type": "app.bsky.embed.images", "images": [{"alt": "", "image": blob}]}
+    made = await alice.post("with image", embed=image)
+    cid = blob["ref"]["$link"]
+    subject = {"did": alice.did, "cid": cid}
+    assert await client.get("com.atproto.sync.getBlob", **subject) == PNG
+    await operator.take_down(BLOB, **subject)
+    await operator.take_down(BLOB, **subject)
+    assert await refused(client.get("com.atproto.sync.getBlob", **subject)) == (
+        400,
+        "BlobNotFound",
+    )
+    assert (await client.get("com.atproto.sync.listBlobs", did=alice.did))["cids"] == []
+    assert (await alice.client.get("com.atproto.sync.listBlobs", did=alice.did))["cids"] == [cid]
+    assert await alice.client.get("com.atproto.sync.getBlob", **subject) == PNG
+    assert await operator.get("com.atproto.sync.getBlob", **subject) == PNG
+    assert (await refused(alice.client.upload(PNG, "image/png")))[0] == 400
+    state = await operator.get("getSubjectStatus", did=alice.did, blob=cid)
+    assert state == {
+        "subject": {"$type": BLOB, **subject},
+        "takedown": {"applied": True, "ref": "case 7"},
+    }
+
+    rkey = made["uri"].rsplit("/", 1)[1]
+    delete = {"repo": alice.did, "collection": POST, "rkey": rkey}
+    await alice.client.post("com.atproto.repo.deleteRecord", delete)
+    await host.server.services.blobs.collect()
+    assert await operator.get("com.atproto.sync.getBlob", **subject) == PNG
+    await operator.take_down(BLOB, applied=False, **subject)
+    assert (await refused(operator.get("com.atproto.sync.getBlob", **subject)))[0] == 400
+    assert await host.server.services.blobs.collect() == 1
+    assert await alice.client.upload(PNG, "image/png") == blob
+
+
+async def test_an_account_that_is_taken_down_loses_its_sessions_and_can_take_its_data_along(
+    client: Client, alice: Person, operator: Operator, host: Host
+) -> None:
+    """ACC-44, ACC-45, SYNC-70, SYNC-81, XRPC-26."""
+    await alice.post("hello")
+    answer = await operator.take_down(REPO, did=alice.did)
+    assert answer == {
+        "subject": {"$type": REPO, "did": alice.did},
+        "takedown": {"applied": True, "ref": "case 7"},
+    }
+    status = await client.get("com.atproto.sync.getRepoStatus", did=alice.did)
+    assert (status["active"], status["status"]) == (False, "takendown")
+    assert await refused(client.get("com.atproto.sync.getRepo", did=alice.did)) == (
+        400,
+        "RepoTakendown",
+    )
+    assert (await refused(alice.client.get("com.atproto.server.getSession")))[0] in (400, 401)
+    refresh = client.with_token(alice.refresh_token)
+    assert (await refused(refresh.post("com.atproto.server.refreshSession")))[0] in (400, 401)
+    login = {"identifier": alice.handle, "password": alice.password, "allowTakendown": True}
+    narrow = await client.post("com.atproto.server.createSession", login)
+    export = client.with_token(narrow["accessJwt"])
+    assert await export.get("com.atproto.sync.getRepo", did=alice.did)
+    state = await operator.get("getSubjectStatus", did=alice.did)
+    assert state["takedown"] == {"applied": True, "ref": "case 7"}
+    assert state["deactivated"] == {"applied": False}
+
+    both = {
+        "subject": {"$type": REPO, "did": alice.did},
+        "takedown": {"applied": True},
+        "deactivated": {"applied": False},
+    }
+    assert await refused(operator.post("updateSubjectStatus", **both)) == (400, "InvalidRequest")
+    seq = host.server.engine.last_seq
+    await operator.take_down(REPO, did=alice.did)
+    assert host.server.engine.last_seq == seq
+    await operator.take_down(REPO, applied=False, did=alice.did)
+    events = (await operator.order("event.list", account=alice.did, kind="account"))["events"]
+    said = [(event.get("active"), event.get("status")) for event in events]
+    assert said == [(True, None), (False, "takendown"), (True, None)]
+    await client.get("com.atproto.sync.getRepo", did=alice.did)
+
+
+async def test_operators_deactivate_and_activate_without_the_owner(
+    client: Client, alice: Person, operator: Operator
+) -> None:
+    """ACC-44, SYNC-42."""
+    subject = {"$type": REPO, "did": alice.did}
+    await operator.post("updateSubjectStatus", subject=subject, deactivated={"applied": True})
+    status = await client.get("com.atproto.sync.getRepoStatus", did=alice.did)
+    assert status["status"] == "deactivated"
+    info = await operator.get("getAccountInfo", did=alice.did)
+    assert "deactivatedAt" in info
+    await operator.post("updateSubjectStatus", subject=subject, deactivated={"applied": False})
+    status = await client.get("com.atproto.sync.getRepoStatus", did=alice.did)
+    assert status["active"] is True
+    events = (await operator.order("event.list", account=alice.did, limit=3))["events"]
+    assert [event["kind"] for event in reversed(events)] == ["account", "identity", "sync"]
+
+
+async def test_operators_look_up_and_set_accounts_in_any_state(
+    client: Client, alice: Person, operator: Operator
+) -> None:
+    """ACC-48, ACC-32."""
+    bob = await sign_up(client, "bob.test")
+    info = await operator.get("getAccountInfo", did=alice.did)
+    assert (info["handle"], info["email"], info["invites"]) == (
+        "alice.test",
+        "alice@example.test",
+        [],
+    )
+    assert await refused(operator.get("getAccountInfo", did="did:plc:nobody")) == (400, "NotFound")
+    pairs = [("dids", alice.did), ("dids", bob.did), ("dids", "did:plc:nobody")]
+    infos = await operator.client.call(
+        "GET", ADMIN + "getAccountInfos", params=pairs, headers=operator.headers
+    )
+    assert [entry["did"] for entry in infos["infos"]] == [alice.did, bob.did]
+    found = await operator.get("searchAccounts", email="BOB@")
+    assert [entry["did"] for entry in found["accounts"]] == [bob.did]
+    page = await operator.get("searchAccounts", limit=1)
+    assert [entry["did"] for entry in page["accounts"]] == [alice.did]
+    page = await operator.get("searchAccounts", limit=1, cursor=page["cursor"])
+    assert [entry["did"] for entry in page["accounts"]] == [bob.did]
+    assert "cursor" not in page
+    assert (await operator.get("searchAccounts", email="a%b"))["accounts"] == []
+
+    await operator.take_down(REPO, did=alice.did)
+    await operator.post("updateAccountEmail", account=alice.handle, email="New@Example.test")
+    info = await operator.get("getAccountInfo", did=alice.did)
+    assert info["email"] == "new@example.test"
+    assert "emailConfirmedAt" not in info
+    taken = operator.post("updateAccountEmail", account=alice.did, email="bob@example.test")
+    assert await refused(taken) == (400, "InvalidRequest")
+    await operator.take_down(REPO, applied=False, did=alice.did)
+    await operator.post("updateAccountPassword", did=bob.did, password="another password")
+    assert (await refused(bob.client.get("com.atproto.server.getSession")))[0] in (400, 401)
+    login = {"identifier": "bob.test", "password": "another password"}
+    await client.post("com.atproto.server.createSession", login)
+    short = operator.post("updateAccountPassword", did=bob.did, password="short")
+    assert (await refused(short))[0] == 400
+
+
+async def test_operators_give_handles_and_keys(
+    host: Host, client: Client, alice: Person, operator: Operator
+) -> None:
+    """ACC-48, ID-72: reserved names are the operator's to give; keys only those held here."""
+    handle = {"did": alice.did, "handle": "admin.test"}
+    said = await operator.order(
+        "account.set-handle", account=alice.did, handle="Admin.test", dryRun=True
+    )
+    assert said == {"did": alice.did, "handle": "admin.test"}
+    assert (await operator.get("getAccountInfo", did=alice.did))["handle"] == "alice.test"
+    await operator.post("updateAccountHandle", **handle)
+    found = await client.get("com.atproto.identity.resolveHandle", handle="admin.test")
+    assert found["did"] == alice.did
+    strange = operator.post("updateAccountHandle", did="did:plc:nobody", handle="x.test")
+    assert await refused(strange) == (400, "NotFound")
+    reserved = await client.post("com.atproto.server.reserveSigningKey", did=alice.did)
+    key = reserved["signingKey"]
+    foreign = MODERATOR_SIGNER.public_key.did_key
+    other = operator.post("updateAccountSigningKey", did=alice.did, signingKey=foreign)
+    assert await refused(other) == (400, "InvalidRequest")
+    await operator.post("updateAccountSigningKey", did=alice.did, signingKey=key)
+    await alice.post("with the new key")
+    turned = await operator.order("account.rotate-key", account="admin.test")
+    assert turned["signingKey"] not in (key, foreign)
+    acts = (await operator.order("audit.list", subject=alice.did))["acts"]
+    assert len(acts) == 3
+    assert {act["actor"] for act in acts} == {"admin"}
+
+
+async def test_operators_delete_accounts(client: Client, alice: Person, operator: Operator) -> None:
+    """ACC-46: the trail and the last event stay."""
+    await operator.post("deleteAccount", did=alice.did)
+    assert await refused(client.get("com.atproto.sync.getRepoStatus", did=alice.did)) == (
+        400,
+        "RepoNotFound",
+    )
+    assert await refused(operator.post("deleteAccount", did=alice.did)) == (400, "NotFound")
+    acts = (await operator.order("audit.list", subject=alice.did))["acts"]
+    assert [(act["act"], act["before"]["handle"]) for act in acts] == [
+        ("account.delete", "alice.test")
+    ]
+
+
+async def test_invites_are_listed_disabled_and_barred(tmp_path: Any) -> None:
+    """ACC-25, ACC-26."""
+
+    def with_codes(config: Config) -> Config:
+        return replace(config, sign_up=replace(config.sign_up, invite_required=True))
+
+    async with host_in(tmp_path, change=with_codes) as host:
+        await _use_invites(host.client, Operator(host))
+
+
+async def _use_invites(client: Client, operator: Operator) -> None:
+    made = await operator.order("account.create", handle="alice.test", email="a@b.cd")
+    assert len(made["password"]) >= 16
+    did = made["did"]
+    codes = []
+    for uses in (1, 2, 3):
+        made = await operator.post(
+            "com.atproto.server.createInviteCode", useCount=uses, forAccount=did
+        )
+        codes.append(made["code"])
+    await sign_up(client, "bob.test", inviteCode=codes[1])
+    carol = await sign_up(client, "carol.test", inviteCode=codes[1])
+    listed = await operator.get("getInviteCodes", sort="usage", limit=1)
+    assert [code["code"] for code in listed["codes"]] == [codes[1]]
+    assert [use["usedBy"] for use in listed["codes"][0]["uses"]][0] == carol.did
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await operator.get("getInviteCodes", limit=2, **cursor)
+        seen += [code["code"] for code in page["codes"]]
+        if "cursor" not in page:
+            break
+        cursor = {"cursor": page["cursor"]}
+    assert seen[:3] == codes[::-1]
+    assert len(seen) == 4  # one was made for the account
+    for wrong in ({"sort": "odd"}, {"cursor": "x"}):
+        assert (await refused(operator.get("getInviteCodes", **wrong)))[0] == 400
+    info = await operator.get("getAccountInfo", did=carol.did)
+    assert info["invitedBy"]["code"] == codes[1]
+
+    await operator.post("disableInviteCodes", codes=[codes[0]])
+    listed = await operator.get("getInviteCodes")
+    assert [code["code"] for code in listed["codes"] if code["disabled"]] == [codes[0]]
+    admins = operator.post("disableInviteCodes", accounts=["admin"])
+    assert await refused(admins) == (400, "InvalidRequest")
+    await operator.post("disableAccountInvites", account=did, note="spam")
+    assert (await operator.get("getAccountInfo", did=did))["invitesDisabled"] is True
+    barred = sign_up(client, "dora.test", inviteCode=codes[2])
+    assert await refused(barred) == (400, "InvalidInviteCode")
+    await operator.post("enableAccountInvites", account=did)
+    await sign_up(client, "dora.test", inviteCode=codes[2])
+    await operator.post("disableInviteCodes", accounts=[did])
+    acts = (await operator.order("audit.list", subject=did))["acts"]
+    assert [(act["act"], act.get("note")) for act in acts[:3]] == [
+        ("invite.disable", None),
+        ("account.enable-invites", None),
+        ("account.disable-invites", "spam"),
+    ]
+    assert not any(code in json.dumps(acts) for code in codes)
+
+
+async def test_moderators_write_to_people(
+    host: Host, client: Client, alice: Person, operator: Operator
+) -> None:
+    """The mail is sent; its text is not kept."""
+    sent = await operator.post(
+        "sendEmail",
+        recipientDid=alice.did,
+        senderDid=alice.did,
+        content="Please stop",
+        subject="A word",
+        comment="first warning",
+    )
+    assert sent == {"sent": True}
+    mail = host.mailbox.received()[-1].mail
+    assert (mail.to, mail.subject) == ("alice@example.test", "A word")
+    assert "Please stop" in mail.text
+    acts = (await operator.order("audit.list", subject=alice.did))["acts"]
+    assert [(act["act"], act["after"]) for act in acts] == [
+        ("account.send-mail", {"subject": "A word", "comment": "first warning"})
+    ]
+    stranger = operator.post(
+        "sendEmail", recipientDid="did:plc:nobody", senderDid=alice.did, content="x"
+    )
+    assert await refused(stranger) == (400, "InvalidRequest")
+
+
+async def test_the_moderation_service_does_what_it_may_under_its_own_name(tmp_path: Any) -> None:
+    """XRPC-28, XRPC-42: the labeler's key, this method, this server; each token once."""
+
+    def with_moderator(config: Config) -> Config:
+        federation = replace(
+            config.federation,
+            mod_service_did=str(MODERATOR),
+            mod_service_url="https://mod.example.com",
+        )
+        return replace(config, federation=federation)
+
+    async with host_in(tmp_path, change=with_moderator) as host:
+        operator, client = Operator(host), host.client
+        alice = await sign_up(client, "alice.test")
+        document = parse_did_document(
+            {
+                "id": MODERATOR,
+                "verificationMethod": [
+                    _method("#atproto", ACCOUNT_SIGNER),
+                    _method("#atproto_label", MODERATOR_SIGNER),
+                ],
+            },
+            MODERATOR,
+        )
+        _know(host, document)
+        aud = host.server.config.service_did
+        take_down = {
+            "subject": {"$type": REPO, "did": alice.did},
+            "takedown": {"applied": True, "ref": "42"},
+        }
+
+        async def act(token: str, method: str = "updateSubjectStatus", **body: Any) -> Any:
+            return await client.with_token(token).post(ADMIN + method, body or take_down)
+
+        good = _token(f"{MODERATOR}#atproto_labeler", aud, "updateSubjectStatus")
+        await act(good)
+        assert (await refused(act(good)))[0] == 401
+        modern = _token(str(MODERATOR), aud, "updateSubjectStatus", kid="#atproto_label")
+        await act(modern)
+        acts = (await operator.order("audit.list", subject=alice.did))["acts"]
+        assert {entry["actor"] for entry in acts} == {str(MODERATOR)}
+        issuer = f"{MODERATOR}#atproto_labeler"
+        for wrong, name in (
+            (_token(issuer, aud, "getAccountInfo"), "BadJwtLexiconMethod"),
+            (_token(issuer, "did:web:other.example.com", "updateSubjectStatus"), "BadJwtAudience"),
+            (_token("did:web:other.example.com", aud, "updateSubjectStatus"), "UntrustedIss"),
+            (
+                _token(str(MODERATOR), aud, "updateSubjectStatus", signer=ACCOUNT_SIGNER),
+                "BadJwtIss",
+            ),
+            (_token(issuer, aud, "updateSubjectStatus", signer=ACCOUNT_SIGNER), "BadJwtSignature"),
+            (alice.client.token or "", "BadJwtType"),
+        ):
+            assert await refused(act(wrong)) == (401, name)
+        for method in ("updateAccountEmail", "updateAccountPassword", "deleteAccount"):
+            body = {
+                "did": alice.did,
+                "account": alice.did,
+                "email": "a@b.cd",
+                "password": "12345678",
+            }
+            token = _token(issuer, aud, method)
+            assert (await refused(act(token, method, **body)))[0] == 401
+
+
+async def test_without_a_moderation_service_no_token_is_one(host: Host, alice: Person) -> None:
+    """XRPC-28: and an account of this host is no moderator either."""
+    for token in (
+        _token(f"{MODERATOR}#atproto_labeler", host.server.config.service_did, "getInviteCodes"),
+        alice.client.token or "",
+    ):
+        status, _ = await refused(host.client.with_token(token).get(ADMIN + "getInviteCodes"))
+        assert status == 401
+    assert await refused(host.client.get(ADMIN + "getInviteCodes")) == (401, "AuthMissing")
+
+
+async def test_orders_need_the_password_and_json(host: Host, operator: Operator) -> None:
+    """The operator's own path refuses what the methods refuse."""
+    url = f"{host.client.url}/admin/api/account.list"
+    http = host.client.http
+    wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:guess").decode()}
+    for headers, body, status in (
+        ({}, b"{}", 401),
+        (wrong, b"{}", 401),
+        ({"Authorization": "Bearer x"}, b"{}", 401),
+        (operator.headers, b"{", 400),
+        (operator.headers, b"[]", 400),
+        (operator.headers, b'{"limit": "many"}', 400),
+        (operator.headers, b'{"status": "odd"}', 400),
+        (operator.headers, b"x" * 200_000, 413),
+    ):
+        typed = {**headers, "Content-Type": "application/json"}
+        async with http.post(url, data=body, headers=typed) as answer:
+            assert (answer.status, "error" in await answer.json()) == (status, True)
+    async with http.post(url, data=b"{}", headers=operator.headers) as answer:
+        assert answer.status == 415
+    async with http.get(url, headers=operator.headers) as answer:
+        assert answer.status == 405
+    assert await refused(operator.order("account.vanish")) == (404, "MethodNotImplemented")
+
+
+async def test_a_rehearsal_changes_nothing(
+    host: Host, client: Client, alice: Person, operator: Operator
+) -> None:
+    """What it says would be is what is then done."""
+    seq = host.server.engine.last_seq
+    said = await operator.order("account.takedown", account=alice.handle, ref="x", dryRun=True)
+    assert said["before"] == {"status": "active"}
+    assert said["after"] == {"status": "takendown", "takedownRef": "x"}
+    for name, fields in (
+        ("account.delete", {}),
+        ("account.end-sessions", {}),
+        ("account.set-email", {"email": "x@y.zz"}),
+        ("account.set-password", {"password": "12345678"}),
+        ("account.disable-invites", {}),
+    ):
+        await operator.order(name, account=alice.did, dryRun=True, **fields)
+    assert (await operator.order("invite.create", dryRun=True))["codes"]
+    new = {"handle": "new.test", "email": "new@example.test"}
+    assert await operator.order("account.create", dryRun=True, **new) == new
+    for wrong in ({"email": "no"}, {"handle": "alice.test"}, {"password": "short"}):
+        assert (await refused(operator.order("account.create", dryRun=True, **{**new, **wrong})))[
+            0
+        ] == 400
+    await operator.order("event.request-crawl", dryRun=True)
+    await alice.client.get("com.atproto.server.getSession")
+    assert (await operator.order("audit.list"))["acts"] == []
+    assert (await operator.order("invite.list"))["codes"] == []
+    assert host.server.engine.last_seq == seq
+    done = await operator.order("account.takedown", account=alice.handle, ref="x")
+    assert done == said
+
+
+def _method(name: str, signer: Any) -> dict[str, str]:
+    return {
+        "id": f"{MODERATOR}{name}",
+        "type": "Multikey",
+        "controller": MODERATOR,
+        "publicKeyMultibase": signer.public_key.did_key.removeprefix("did:key:"),
+    }
+
+
+def _know(host: Host, document: Any) -> None:
+    """Let the server know a document as if it had resolved it."""
+    resolver = host.server.services.service_tokens._resolver
+
+    async def resolve_did(did: Did, *, refresh: bool = False) -> Any:
+        return document if did == MODERATOR else await real(did, refresh=refresh)
+
+    real = resolver.resolve_did
+    resolver.resolve_did = resolve_did
+
+
+_numbers = iter(range(10_000))
+
+
+def _token(
+    iss: str, aud: str, method: str, *, kid: str | None = None, signer: Any = MODERATOR_SIGNER
+) -> str:
+    now_s = int(time.time())
+    jti = f"token {next(_numbers)}"
+    if kid is None:
+        return sign_service_token(
+            signer,
+            iss=Did(iss),
+            aud=aud,
+            lxm=Nsid(ADMIN + method),
+            iat=now_s,
+            exp=now_s + 60,
+            jti=jti,
+        )
+    header = {"typ": "JWT", "alg": "ES256K", "kid": kid}
+    claims = {"iss": iss, "aud": aud, "lxm": ADMIN + method, "exp": now_s + 60, "jti": jti}
+    signing_input = ".".join(_segment(part) for part in (header, claims))
+    signature = base64.urlsafe_b64encode(signer.sign(signing_input.encode())).rstrip(b"=").decode()
+    return f"{signing_input}.{signature}"
+
+
+def _segment(part: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
