@@ -24,7 +24,7 @@ restart forgets little.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -43,7 +43,7 @@ from pds.store.rate_counts import (
 
 US_PER_S: Final = 1_000_000
 MAX_SUBJECTS: Final = 10_000
-"""Subjects of one limit that are remembered; one takes about 400 bytes."""
+"""Subjects of one limit that are remembered; one takes about 300 bytes."""
 SHARED_FROM: Final = 16
 """A subject's count is shared from this part of its points on."""
 SAVED_WINDOW_S: Final = 3600
@@ -375,8 +375,3 @@ class RateLimits:
     def _is_over(self, key: tuple[str, bytes, int], now_us: int) -> bool:
         bucket = self._buckets.get(key[0])
         return bucket is None or key[2] + bucket.limit.window_s * US_PER_S <= now_us
-
-
-def tightest(counts: Iterable[Count]) -> Count | None:
-    """Return the count with the fewest points left (XRPC-70)."""
-    return min(counts, key=lambda count: count.remaining, default=None)

@@ -141,6 +141,7 @@ class Listener(web.Server):
         )
         self.settings = settings
         self._open_by_address: dict[str, int] = {}
+        self._has_warned = False
 
     def __call__(self) -> "Connection":
         """Make the protocol of one new connection."""
@@ -184,6 +185,24 @@ class Listener(web.Server):
                 return address
         return peer
 
+    def _look_for_forgotten_proxy(self, message: RawRequestMessage, address: str) -> None:
+        """Tell the operator, once, of what looks like a proxy that nobody configured.
+
+        All its clients count as one address and would soon be refused together.
+        """
+        if "X-Forwarded-For" not in message.headers:
+            return
+        try:
+            is_near = unmapped_address(address).is_private
+        except ValueError:
+            return
+        if is_near:
+            self._has_warned = True
+            _log.warning(
+                "listener.proxy_not_trusted",
+                extra={"address": address, "hint": "name it in PDS_TRUSTED_PROXIES"},
+            )
+
     def _make_server_request(
         self,
         message: RawRequestMessage,
@@ -197,6 +216,8 @@ class Listener(web.Server):
             # A proxy appends to what the client sent: all lines together are one list.
             forwarded = ",".join(message.headers.getall("X-Forwarded-For"))
             remote = self.client_behind(forwarded, protocol.address)
+        elif not protocol.is_proxied and not self._has_warned:
+            self._look_for_forgotten_proxy(message, protocol.address)
         return ServerRequest(message, payload, protocol, writer, task, self._loop, remote=remote)
 
 

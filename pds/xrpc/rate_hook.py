@@ -19,6 +19,7 @@ from pds.services.rate_table import (
     GLOBAL,
     METHODS,
     Charge,
+    When,
     make_limits,
 )
 from pds.xrpc.body import BodyReader
@@ -35,6 +36,8 @@ class _Priced:
 
     charge: Charge
     bucket: Bucket
+    is_by_account: bool
+    is_for_all: bool
 
 
 class RateHook:
@@ -50,7 +53,7 @@ class RateHook:
         self._by_address: dict[str, tuple[Bucket, ...]] = {}
         self._later: dict[str, tuple[_Priced, ...]] = {}
         for nsid, charges in METHODS.items():
-            priced = [_Priced(entry, rates.bucket(limits[entry.limit])) for entry in charges]
+            priced = [_priced(entry, rates.bucket(limits[entry.limit])) for entry in charges]
             early = [entry for entry in priced if entry.bucket.limit.key is Key.ADDRESS]
             self._by_address[nsid] = tuple(entry.bucket for entry in early)
             self._later[nsid] = tuple(entry for entry in priced if entry not in early)
@@ -87,26 +90,24 @@ class RateHook:
         charges = self._later.get(nsid)
         if not charges or request.is_exempt:
             return
+        did = principal.did if principal else None
+        account = None if did is None else self._rates.text_subject(did)
         for entry in charges:
             charge, bucket = entry.charge, entry.bucket
-            subject = self._later_subject(entry, principal, value)
-            if subject is None or not charge.applies_to(principal):
+            subject = account if entry.is_by_account else self._named(value, charge.name_field)
+            if subject is None or not (entry.is_for_all or charge.applies_to(principal)):
                 continue
-            if charge.points is None:
+            points = charge.points
+            if points is None:
                 if body is not None:
                     _charge_bytes(bucket, subject, body)
                 continue
-            points = charge.points if isinstance(charge.points, int) else charge.points(value)
-            if points:
-                _note(request, bucket.spend(subject, points))
+            if not isinstance(points, int):
+                points = points(value)
+            _note(request, bucket.spend(subject, points))
 
-    def _later_subject(
-        self, entry: _Priced, principal: Principal | None, value: Json
-    ) -> Subject | None:
-        if entry.bucket.limit.key is Key.ACCOUNT:
-            did = principal.did if principal else None
-            return None if did is None else self._rates.text_subject(did)
-        name = value.get(entry.charge.name_field) if isinstance(value, dict) else None
+    def _named(self, value: Json, name_field: str) -> Subject | None:
+        name = value.get(name_field) if isinstance(value, dict) else None
         return self._rates.name_subject(name.strip().lower()) if isinstance(name, str) else None
 
     def _has_key(self, request: ServerRequest) -> bool:
@@ -131,6 +132,10 @@ class RateHook:
         except ValueError:
             return False
         return any(parsed in network for network in self._networks)
+
+
+def _priced(charge: Charge, bucket: Bucket) -> _Priced:
+    return _Priced(charge, bucket, bucket.limit.key is Key.ACCOUNT, charge.when is When.ALWAYS)
 
 
 def _charge_bytes(bucket: Bucket, subject: Subject, body: BodyReader) -> None:

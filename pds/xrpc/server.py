@@ -380,6 +380,7 @@ class XrpcServer:
         """The answer for a request that failed, sent before the rest of its body is read."""
         if isinstance(error, RateLimited):
             request.rate_count = error.count
+            request.answer_headers = request.answer_headers or PUBLIC_HEADERS
         refusal = as_request_error(error)
         if refusal is None or request.writer.output_size > 0:
             is_client_gone = isinstance(error, ConnectionError)

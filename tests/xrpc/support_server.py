@@ -14,11 +14,14 @@ from pds.errors import RequestError
 from pds.protocol.lexicon.catalog import Catalog
 from pds.services import Services
 from pds.services.admin_auth import AdminAuth
-from pds.services.limits import RequestLimits
+from pds.services.limits import RateSettings, RequestLimits
 from pds.services.principal import Principal, PrincipalKind, Scope
+from pds.services.rate_limits import RateLimits
 from pds.xrpc.listener import Listener, ListenerSettings
+from pds.xrpc.rate_hook import RateHook
 from pds.xrpc.server import Auth, Call, Finished, MethodTable, XrpcServer
 
+RATE_TIME_S = 1_760_000_000.0
 SESSIONS = {
     "full": Scope.ACCESS,
     "app": Scope.APP_PASS,
@@ -211,9 +214,17 @@ async def _fallback(call: Call) -> Any:
 
 @asynccontextmanager
 async def running_server(
-    *, limits: RequestLimits | None = None, check_outputs: bool = False, **settings: Any
+    *,
+    limits: RequestLimits | None = None,
+    check_outputs: bool = False,
+    rates: RateSettings | None = None,
+    **settings: Any,
 ) -> AsyncIterator[RunningServer]:
-    """Serve the made-up methods on loopback until the block ends."""
+    """Serve the made-up methods on loopback until the block ends.
+
+    With `rates` requests are counted, by a clock that stands at `RATE_TIME_S`.
+    """
+    rate_hook = RateHook(RateLimits(now_s=lambda: RATE_TIME_S), rates) if rates else None
     services = cast(
         Services,
         SimpleNamespace(
@@ -231,6 +242,7 @@ async def running_server(
         fallback=_fallback,
         observe=finished.append,
         check_outputs=check_outputs,
+        rate_hook=rate_hook,
     )
     listener = Listener(server.handle, ListenerSettings(**settings))
     sock = socket.socket()
