@@ -11,8 +11,7 @@ never active have such a date from the start (ACC-22).
 
 `sweep_deleted` removes what deleted accounts have left behind, some hundred rows at a time.
 
-What the operator does (takedown, suspension, deletion) goes through here too, or through
-`AccountStates` where it shares a transaction with something else, such as a line in the audit.
+What the operator does is in `moderation`, by the same `AccountStates`.
 """
 
 from collections.abc import Callable
@@ -72,11 +71,11 @@ class AccountLifecycle:
         documents: Documents,
         mail_tokens: MailTokens,
     ) -> None:
-        self.states = states
         self._engine = engine
         self._clock = clock
         self._clock_id = clock_id
         self._keystore = keystore
+        self._states = states
         self._cache = cache
         self._sessions = sessions
         self._identities = identities
@@ -96,7 +95,7 @@ class AccountLifecycle:
         if account.deactivated_at is None:
             return Change(account, account)
         await self._identities.check(account)
-        moment = self.moment()
+        moment = self._moment()
 
         def activate(txn: Txn) -> Change:
             now = get_account_by_aid(txn, aid)
@@ -105,7 +104,7 @@ class AccountLifecycle:
             _refuse_takendown(now)
             if now.key_id != account.key_id:
                 raise RequestError("InvalidRequest", "The signing key has changed meanwhile")
-            return self.states.activate(txn, aid, moment)
+            return self._states.activate(txn, aid, moment)
 
         change = await self._act("account.activate", aid, activate)
         await self._documents.forget(account.did, account.handle)
@@ -122,7 +121,7 @@ class AccountLifecycle:
         delete_us = None if delete_after is None else parse_delete_after(delete_after, now_us)
 
         def deactivate(txn: Txn) -> Change:
-            return self.states.deactivate(txn, aid, now_us=now_us, delete_after=delete_us)
+            return self._states.deactivate(txn, aid, now_us=now_us, delete_after=delete_us)
 
         return await self._act("account.deactivate", aid, deactivate)
 
@@ -138,53 +137,11 @@ class AccountLifecycle:
             now = get_account_by_aid(txn, account.aid)
             if now is None or now.password_hash != account.password_hash:
                 raise wrong_did_or_password()
-            self.states.delete(txn, account.aid, now_us=now_us)
+            self._states.delete(txn, account.aid, now_us=now_us)
 
         code_given = MailCode(account.aid, MailPurpose.DELETE_ACCOUNT, code, now_us)
         await self._mail_tokens.use("account.delete", code_given, delete)
         await self._forget(account, by="owner")
-
-    # What the operator does
-
-    async def set_takedown(self, aid: int, takedown_ref: str | None) -> Change:
-        """Take an account down under a reference, or with None lift that (ACC-44)."""
-        moment = self.moment()
-
-        def act(txn: Txn) -> Change:
-            if takedown_ref is None:
-                return self.states.lift_takedown(txn, aid, moment)
-            return self.states.take_down(txn, aid, takedown_ref)
-
-        return await self._act("account.takedown", aid, act)
-
-    async def set_suspended(self, aid: int, *, is_suspended: bool) -> Change:
-        """Suspend an account, or lift that (SYNC-83)."""
-        moment = self.moment()
-
-        def act(txn: Txn) -> Change:
-            if is_suspended:
-                return self.states.suspend(txn, aid, now_us=moment.now_us)
-            return self.states.lift_suspension(txn, aid, moment)
-
-        return await self._act("account.suspend", aid, act)
-
-    async def delete_now(self, aid: int) -> Account:
-        """Delete an account without asking its owner (ACC-46).
-
-        Raises: RequestError `AccountNotFound`.
-        """
-        account = await self._engine.transact(
-            "account.delete", self._delete, aid, self._clock.now_us(), accounts=(aid,)
-        )
-        await self._forget(account, by="operator")
-        return account
-
-    def moment(self) -> Moment:
-        """Return what acts need that may make an account active.
-
-        Raises: Unavailable while the clock is in doubt.
-        """
-        return Moment(self._clock.now_us(), self._clock_id)
 
     # What the clock does
 
@@ -235,11 +192,14 @@ class AccountLifecycle:
             page = await self._engine.read("account.page", _page_active, after_aid)
             for aid in page.active:
                 restated += await self._engine.transact(
-                    "repo.restate", _restate, self._keystore, aid, self.moment(), bulk=True
+                    "repo.restate", _restate, self._keystore, aid, self._moment(), bulk=True
                 )
             if page.last_aid is None:
                 return restated
             after_aid = page.last_aid
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock.now_us(), self._clock_id)
 
     async def _get(self, aid: int) -> Account:
         account = await self._cache.get_by_aid(aid)
@@ -253,16 +213,13 @@ class AccountLifecycle:
             _log.info("account.status_changed", did=change.after.did, status=change.after.status)
         return change
 
-    def _delete(self, txn: Txn, aid: int, now_us: int) -> Account:
-        return self.states.delete(txn, aid, now_us=now_us)
-
     def _delete_overdue(self, txn: Txn, aid: int, now_us: int) -> Account | None:
         account = get_account_by_aid(txn, aid)
         if account is None or account.deactivated_at is None:
             return None
         if account.delete_after is None or account.delete_after > now_us:
             return None
-        return self.states.delete(txn, aid, now_us=now_us)
+        return self._states.delete(txn, aid, now_us=now_us)
 
     async def _forget(self, account: Account, *, by: str) -> None:
         _log.info("account.deleted", did=account.did, by=by)

@@ -5,7 +5,7 @@ is told to point at, rightly unless a test writes something else into it.
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from pds.services.app_passwords import AppPasswords
 from pds.services.export import Exports
 from pds.services.lexicons import load_catalog
 from pds.services.mail_tokens import ENTROPY_BYTES, MailPurpose, MailTokens
+from pds.services.repo_txn import Moment
 from pds.services.repos import RecordWrite, Repos, WriteResult
 from pds.services.reserved_keys import ReservedKeys
 from pds.services.session_tokens import SessionTokens
@@ -142,12 +143,15 @@ class LifeHost:
             rotation_key=self.rotation_key,
         )
         self.reports = AccountReports(engine=engine, identities=check)
+        self.states = AccountStates(
+            keystore=self.keystore, sessions=self.sessions, cache=self.cache
+        )
         self.life = AccountLifecycle(
             engine=engine,
             clock=clock,
             clock_id=7,
             keystore=self.keystore,
-            states=AccountStates(keystore=self.keystore, sessions=self.sessions, cache=self.cache),
+            states=self.states,
             cache=self.cache,
             sessions=self.sessions,
             identities=check,
@@ -193,6 +197,28 @@ class LifeHost:
 
     async def login(self, name: str, password: str = PASSWORD, **options: bool) -> SessionView:
         return await self.sessions.login(f"{name}.pds.test", password, **options)
+
+    async def set_takedown(self, aid: int, takedown_ref: str | None) -> None:
+        """Do what a moderator does, without the audit."""
+        moment = Moment(self.clock.now_us(), 7)
+        if takedown_ref is None:
+            await self._act(lambda txn: self.states.lift_takedown(txn, aid, moment), aid)
+        else:
+            await self._act(lambda txn: self.states.take_down(txn, aid, takedown_ref), aid)
+
+    async def set_suspended(self, aid: int, *, is_suspended: bool) -> None:
+        moment = Moment(self.clock.now_us(), 7)
+        if is_suspended:
+            await self._act(lambda txn: self.states.suspend(txn, aid, now_us=moment.now_us), aid)
+        else:
+            await self._act(lambda txn: self.states.lift_suspension(txn, aid, moment), aid)
+
+    async def delete_now(self, aid: int) -> None:
+        now_us = self.clock.now_us()
+        await self._act(lambda txn: self.states.delete(txn, aid, now_us=now_us), aid)
+
+    async def _act(self, act: Callable[[Txn], object], aid: int) -> None:
+        await self.engine.transact("test.act", act, accounts=(aid,))
 
     async def write(self, aid: int, text: str = "hello") -> WriteResult:
         self.clock.advance(0.001)

@@ -183,9 +183,9 @@ async def test_operator_closed_accounts_are_not_activated(host: LifeHost) -> Non
     """ACC-40, SYNC-83."""
     alice = await host.open("alice")
     await host.life.deactivate(alice.aid)
-    await host.life.set_suspended(alice.aid, is_suspended=True)
+    await host.set_suspended(alice.aid, is_suspended=True)
     assert await refusal(host.life.activate(alice.aid)) == ("AccountTakedown", 401)
-    await host.life.set_takedown(alice.aid, "ref")
+    await host.set_takedown(alice.aid, "ref")
     assert await refusal(host.life.activate(alice.aid)) == ("AccountTakedown", 401)
     assert (await host.cache.get(alice.did)).deactivated_at is not None
 
@@ -207,13 +207,13 @@ async def test_takedown_wins_over_suspension_over_deactivation(host: LifeHost) -
     since = len(host.heard)
     steps = [
         (host.life.deactivate(alice.aid), "deactivated"),
-        (host.life.set_suspended(alice.aid, is_suspended=True), "suspended"),
-        (host.life.set_takedown(alice.aid, "case 1"), "takendown"),
-        (host.life.set_suspended(alice.aid, is_suspended=False), None),
-        (host.life.set_suspended(alice.aid, is_suspended=True), None),
-        (host.life.set_takedown(alice.aid, "case 2"), None),
-        (host.life.set_takedown(alice.aid, None), "suspended"),
-        (host.life.set_suspended(alice.aid, is_suspended=False), "deactivated"),
+        (host.set_suspended(alice.aid, is_suspended=True), "suspended"),
+        (host.set_takedown(alice.aid, "case 1"), "takendown"),
+        (host.set_suspended(alice.aid, is_suspended=False), None),
+        (host.set_suspended(alice.aid, is_suspended=True), None),
+        (host.set_takedown(alice.aid, "case 2"), None),
+        (host.set_takedown(alice.aid, None), "suspended"),
+        (host.set_suspended(alice.aid, is_suspended=False), "deactivated"),
     ]
     told = []
     for act, status in steps:
@@ -227,11 +227,11 @@ async def test_lifting_the_last_takedown_restates_the_repo(host: LifeHost) -> No
     """SYNC-22, SYNC-33: readers that were behind were not given what came before."""
     alice = await host.open("alice")
     await host.write(alice.aid)
-    await host.life.set_takedown(alice.aid, "case 1")
+    await host.set_takedown(alice.aid, "case 1")
     hidden = [f.type for f in await host.replay() if f.type in ("#commit", "#sync")]
     assert hidden == []
     since = len(host.heard)
-    await host.life.set_takedown(alice.aid, None)
+    await host.set_takedown(alice.aid, None)
     assert host.kinds(alice.did, since=since) == ["#account", "#sync"]
 
 
@@ -241,11 +241,11 @@ async def test_closing_an_account_ends_its_sessions_for_good(host: LifeHost, act
     alice = await host.open("alice")
     view = await host.login("alice")
     if act == "takedown":
-        await host.life.set_takedown(alice.aid, "case 1")
-        await host.life.set_takedown(alice.aid, None)
+        await host.set_takedown(alice.aid, "case 1")
+        await host.set_takedown(alice.aid, None)
     else:
-        await host.life.set_suspended(alice.aid, is_suspended=True)
-        await host.life.set_suspended(alice.aid, is_suspended=False)
+        await host.set_suspended(alice.aid, is_suspended=True)
+        await host.set_suspended(alice.aid, is_suspended=False)
     assert await refusal(host.sessions.authenticate_access(view.tokens.access)) == (
         "ExpiredToken",
         400,
@@ -307,7 +307,7 @@ async def test_nothing_of_a_deleted_account_is_left(host: LifeHost) -> None:
     await host.engine.transact("test.add", add)
     key_id = (await host.cache.get(alice.did)).key_id
     before = await _rows_by_table(host)
-    await host.life.delete_now(alice.aid)
+    await host.delete_now(alice.aid)
     assert await host.life.sweep_deleted() == 1
     await host.collect_garbage()
     after = await _rows_by_table(host)
@@ -359,7 +359,7 @@ async def test_long_history_is_taken_back_behind_the_deletion(host: LifeHost) ->
 
     await host.engine.transact("test.many", emit)
     host.heard.clear()
-    await host.life.delete_now(alice.aid)
+    await host.delete_now(alice.aid)
     assert [(f.type, f.payload.get("status")) for f in await host.replay()] == [
         ("#account", "deleted")
     ]
@@ -394,9 +394,9 @@ async def test_accounts_in_any_state_can_be_deleted(host: LifeHost) -> None:
             case "deactivated":
                 await host.life.deactivate(account.aid)
             case "suspended":
-                await host.life.set_suspended(account.aid, is_suspended=True)
+                await host.set_suspended(account.aid, is_suspended=True)
             case "takendown":
-                await host.life.set_takedown(account.aid, "case")
+                await host.set_takedown(account.aid, "case")
         code = await host.issue_code(account.aid)
         await host.life.delete(account.did, password=PASSWORD, code=code)
         assert host.frames(account.did)[-1].payload["status"] == "deleted"
@@ -404,7 +404,7 @@ async def test_accounts_in_any_state_can_be_deleted(host: LifeHost) -> None:
 
 async def test_racing_deletions_delete_once(host: LifeHost) -> None:
     alice = await host.open("alice")
-    calls = [host.life.delete_now(alice.aid) for _ in range(3)]
+    calls = [host.delete_now(alice.aid) for _ in range(3)]
     done = await asyncio.gather(*calls, return_exceptions=True)
     refused = [error.name for error in done if isinstance(error, RequestError)]
     assert refused == ["AccountNotFound"] * 2
@@ -425,7 +425,7 @@ async def test_invite_codes_of_a_deleted_account_end(host: LifeHost) -> None:
 
     await host.engine.transact("test.codes", add)
     assert await host.engine.read("test", is_invite_code_usable, "hers")
-    await host.life.delete_now(alice.aid)
+    await host.delete_now(alice.aid)
     assert not await host.engine.read("test", is_invite_code_usable, "hers")
     assert not await host.engine.read("test", is_invite_code_usable, "used")
 
@@ -498,11 +498,11 @@ async def test_report_counts_what_is_here_in_every_state(host: LifeHost) -> None
         _, blocks = read_car(b"".join([chunk async for chunk in chunks]))
     assert report.blocks == len(blocks)
     assert (report.expected_blobs, report.stored_blobs) == (0, 0)
-    await host.life.set_takedown(alice.aid, "case")
+    await host.set_takedown(alice.aid, "case")
     assert (await host.reports.get(alice.aid)).is_activated
     await host.life.deactivate(alice.aid)
     assert not (await host.reports.get(alice.aid)).is_activated
-    await host.life.delete_now(alice.aid)
+    await host.delete_now(alice.aid)
     assert await refusal(host.reports.get(alice.aid)) == ("AccountNotFound", 403)
 
 

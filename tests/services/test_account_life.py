@@ -1,0 +1,16 @@
+"""Property: no order of acts on accounts makes the firehose lie or a token outlive its right.
+
+A short run; `tests/soak/test_account_lives.py` is the long one.
+"""
+
+from hypothesis import HealthCheck, settings
+
+from tests.services.life_machine import AccountLives
+
+TestAccountLives = AccountLives.TestCase
+TestAccountLives.settings = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
