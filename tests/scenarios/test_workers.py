@@ -6,85 +6,18 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 
 from tests.fakes.plc import running_plc
-from tests.independent import check_export, cid_text
-from tests.scenarios.test_two_nodes import SHARED, Reader, sign_up
-from tests.support_load import Failed, Writer
+from tests.independent import cid_text
+from tests.scenarios.test_two_nodes import SHARED, sign_up
+from tests.support_cluster import Load, until
 from tests.support_postgres import database_url
 from tests.support_process import ServerProcess, free_port
 
 __all__ = ["database_url"]
-
-GONE = (aiohttp.ClientError, ConnectionError, TimeoutError, Failed)
-
-
-class Load:
-    """Writers and readers that take whatever process answers, and come back when it goes."""
-
-    def __init__(self, server: ServerProcess, writers: list[Writer], keys: dict[str, str]) -> None:
-        self.server = server
-        self.writers = writers
-        self.did_keys = keys
-        self.readers = [Reader(server.url, keys) for _ in range(6)]
-        self.failures = 0
-        self.stop = asyncio.Event()
-
-    async def write(self, writer: Writer) -> None:
-        """Every request on a connection of its own."""
-        while not self.stop.is_set():
-            async with aiohttp.ClientSession() as session:
-                try:
-                    await writer.step(session)
-                except GONE:
-                    self.failures += 1
-                    writer.settle(await self.export(writer))
-
-    async def export(self, writer: Writer) -> dict[str, str]:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    async with (
-                        aiohttp.ClientSession() as session,
-                        session.get(
-                            f"{self.server.url}/xrpc/com.atproto.sync.getRepo",
-                            params={"did": writer.did},
-                        ) as answer,
-                    ):
-                        if answer.status == 200:
-                            car = await answer.read()
-                            break
-                except GONE:
-                    await asyncio.sleep(0.02)
-        found = check_export(car, did=writer.did, did_key=self.did_keys[writer.did])
-        return {path: cid_text(cid) for path, cid in found.items()}
-
-    async def follow(self, reader: Reader) -> None:
-        while True:
-            async with aiohttp.ClientSession() as session:
-                try:
-                    await reader.read(session)
-                except GONE:
-                    await asyncio.sleep(0.02)
-
-    async def acknowledge(self, count: int) -> None:
-        """Wait for so many more acknowledged writes."""
-        goal = self.total + count
-        await until(lambda: self.total >= goal)
-
-    @property
-    def total(self) -> int:
-        return sum(writer.acknowledged for writer in self.writers)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def answers(url: str) -> None:
@@ -128,7 +61,7 @@ async def test_workers_die_and_are_replaced_under_load(tmp_path: Path, database_
         await server.start()
         try:
             made = [await sign_up(session, server, plc.url, f"writer{n}") for n in range(3)]
-            load = Load(server, [w for w, _ in made], {w.did: key for w, key in made})
+            load = Load(server.url, [w for w, _ in made], {w.did: key for w, key in made})
             tasks = [asyncio.create_task(load.follow(reader)) for reader in load.readers]
             writing = [asyncio.create_task(load.write(writer)) for writer in load.writers]
             await load.acknowledge(50)

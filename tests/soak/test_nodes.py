@@ -33,9 +33,11 @@ class Cluster:
         self.did_keys: dict[str, str] = {}
         self.stop = asyncio.Event()
         self.failures = 0
+        self.kills = 0
+        self.starting: list[ServerProcess] = []
 
     def any_url(self, rng: random.Random) -> str:
-        return rng.choice([node for node in self.nodes if node.process is not None]).url
+        return rng.choice([n for n in self.nodes if n.process is not None] or self.nodes).url
 
     async def export(self, writer: Writer) -> dict[str, str]:
         """The repository as any node has it, verified."""
@@ -62,6 +64,15 @@ class Cluster:
                 self.failures += 1
                 await asyncio.sleep(1.0)  # a COMMIT may be on its way still
                 writer.settle(await self.export(writer))
+
+    async def kill_one(self, rng: random.Random) -> None:
+        """Kill one of those that run, and start it again."""
+        node = rng.choice([node for node in self.nodes if node not in self.starting])
+        self.starting.append(node)
+        await node.kill()
+        self.kills += 1
+        await node.start()
+        self.starting.remove(node)
 
     async def follow(self, reader: Reader) -> None:
         """Read on where it was, however often the node goes."""
@@ -95,19 +106,16 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
             readers = [Reader(node.url, cluster.did_keys) for node in nodes]
             following = [asyncio.create_task(cluster.follow(reader)) for reader in readers]
             writing = [asyncio.create_task(cluster.write(writer)) for writer in writers]
-            ends = time.monotonic() + DURATION_S
-            kills, is_restarted = 0, False
-            while time.monotonic() < ends:
-                await asyncio.sleep(KILL_EVERY_S)
-                if not is_restarted and time.monotonic() > ends - DURATION_S / 2:
-                    is_restarted = True
+            began = time.monotonic()
+            killing: list[asyncio.Task[None]] = []
+            for number in range(1, round(DURATION_S / KILL_EVERY_S) + 1):
+                await asyncio.sleep(began + number * KILL_EVERY_S - time.monotonic())
+                if len(cluster.starting) < len(nodes):
+                    killing.append(asyncio.create_task(cluster.kill_one(rng)))
+                if number == round(DURATION_S / KILL_EVERY_S / 2):
                     await asyncio.to_thread(server.stop, signal.SIGINT)
                     await asyncio.to_thread(server.start)
-                    continue
-                node = rng.choice(nodes)
-                await node.kill()
-                kills += 1
-                await node.start()
+            await asyncio.gather(*killing)
             cluster.stop.set()
             await asyncio.gather(*writing)
             for writer in writers:
@@ -126,8 +134,8 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
                 }
                 assert found == writer.records, "events are not the repository"
             print(
-                f"\nkills {kills}, acknowledged {sum(w.acknowledged for w in writers)}, failed"
-                f" requests {cluster.failures}, events {readers[0].follower.events}"
+                f"\nkills {cluster.kills}, acknowledged {sum(w.acknowledged for w in writers)},"
+                f" failed requests {cluster.failures}, events {readers[0].follower.events}"
             )
         finally:
             for node in nodes:
