@@ -21,6 +21,14 @@ from tests.support_live import LiveServer, live_server_in
 from tests.support_load import Account, fill_repo, sign_up
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+ENDLESS_LIMITS = (
+    "PDS_RATE_LIMIT_REQUESTS",
+    "PDS_RATE_LIMIT_WRITES_PER_HOUR",
+    "PDS_RATE_LIMIT_WRITES_PER_DAY",
+    "PDS_RATE_LIMIT_UPLOADS_PER_DAY",
+    "PDS_RATE_LIMIT_UPLOAD_BYTES_PER_DAY",
+)
+"""Requests are counted, as in earnest, but never refused."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,12 @@ async def fan_out_line(server: LiveServer, accounts: list[Account], readers: int
 async def bench_server() -> AsyncIterator[LiveServer]:
     """Run a server in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        async with live_server_in(Path(folder) / "server", LOG_ENABLED="false") as server:
+        async with live_server_in(
+            Path(folder) / "server",
+            LOG_ENABLED="false",
+            PDS_RATE_LIMITS_ENABLED="true",
+            **dict.fromkeys(ENDLESS_LIMITS, str(10**12)),
+        ) as server:
             yield server
 
 

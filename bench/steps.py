@@ -9,7 +9,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 from bench import parts
 from pds.protocol import cbor, data
@@ -22,6 +23,11 @@ from pds.protocol.repo import Head, Write, empty_repo, finish_commit, plan_write
 from pds.protocol.syntax import Did, Tid
 from pds.protocol.tid import encode_tid
 from pds.services.lexicons import load_catalog
+from pds.services.limits import RateSettings
+from pds.services.principal import Principal, PrincipalKind
+from pds.services.rate_limits import RateLimits
+from pds.xrpc.listener import ServerRequest
+from pds.xrpc.rate_hook import RateHook
 
 POST: Final = "app.bsky.feed.post"
 DID: Final = Did("did:plc:" + "a" * 24)
@@ -116,6 +122,26 @@ def tree_lines(record: bytes) -> list[tuple[str, float, float]]:
     ]
 
 
+def limits_us() -> float:
+    """Return the CPU of counting one createRecord, without the headers of its answer."""
+    endless = 10**12
+    settings = RateSettings(requests=endless, writes_hour=endless, writes_day=endless)
+    hook = RateHook(RateLimits(), settings)
+    principal = Principal(PrincipalKind.SESSION, did=DID)
+    nsid = "com.atproto.repo.createRecord"
+    request = cast(
+        "ServerRequest",
+        SimpleNamespace(remote="203.0.113.7", headers={}, is_exempt=False, rate_count=None),
+    )
+
+    def count() -> None:
+        hook.admit(request, nsid)
+        hook.admit_account(request, principal)
+        hook.charge(request, nsid, principal, {}, None)
+
+    return best_us(count)
+
+
 def lines() -> list[tuple[str, float, float]]:
     """Return (step, budget, measured), in microseconds."""
     catalog = load_catalog()
@@ -127,6 +153,7 @@ def lines() -> list[tuple[str, float, float]]:
     assert method is not None
     body = data.parse_json(BODY)
     return [
+        ("limits: by address, by account, points of the write", 3.0, limits_us()),
         ("auth: access token", 5.0, best_us(lambda: verify_hs256(token, {"": key}))),
         ("lexicon: JSON in", 2.0, best_us(lambda: data.parse_json(BODY))),
         ("lexicon: input of the method", 2.0, best_us(lambda: method.check_input(body))),

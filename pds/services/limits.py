@@ -85,8 +85,8 @@ class RateSettings:
         metadata={
             "env": "PDS_RATE_LIMIT_REQUESTS",
             "help": (
-                "Requests of one address (IPv6: /64) in 5 minutes; exports (getRepo) count apart,"
-                " up to twice as many."
+                "Requests of one address (IPv6: /64) in 5 minutes. Exports (getRepo) count apart,"
+                " and one account may send twice as many from any number of addresses."
             ),
         },
     )

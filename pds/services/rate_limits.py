@@ -105,7 +105,7 @@ class Count:
     @property
     def remaining(self) -> int:
         """Points that are left."""
-        return max(0, self.bucket.limit.points - self.used)
+        return max(0, self.bucket.points - self.used)
 
 
 class RateLimited(RequestError):
@@ -124,6 +124,7 @@ class Bucket:
         self, limit: Limit, *, rates: "RateLimits", now_s: NowS, shared_from: float
     ) -> None:
         self.limit = limit
+        self.points = limit.points
         self.limit_text = str(limit.points)
         self.policy_text = f"{limit.points};w={limit.window_s}"
         self._rates = rates
@@ -142,7 +143,7 @@ class Bucket:
         if count is None or not count.begins_at <= now_s < count.ends_at:
             count = self._begin(subject, now_s)
         used = count.used + points
-        if used > self.limit.points:
+        if used > self.points:
             raise RateLimited(count, now_s)
         count.used = used
         count.unsent += points

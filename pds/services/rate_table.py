@@ -72,6 +72,7 @@ def make_limits(settings: RateSettings) -> Mapping[str, Limit]:
     address, account, name = Key.ADDRESS, Key.ACCOUNT, Key.NAME
     figures: tuple[tuple[str, Key, int, int], ...] = (
         ("requests", address, settings.requests, FIVE_MINUTES),
+        ("account-requests", account, 2 * settings.requests, FIVE_MINUTES),
         ("exports", address, 2 * settings.requests, FIVE_MINUTES),
         ("writes-hour", account, settings.writes_hour, HOUR),
         ("writes-day", account, settings.writes_day, DAY),
@@ -105,7 +106,10 @@ def make_limits(settings: RateSettings) -> Mapping[str, Limit]:
         ("mail-plc", account, 5, HOUR),
         ("mail-plc-day", account, 15, DAY),
     )
-    bounds = {"requests": MAX_ADDRESSES, "writes-hour": MAX_ACCOUNTS, "writes-day": MAX_ACCOUNTS}
+    bounds = {
+        GLOBAL: MAX_ADDRESSES,
+        **dict.fromkeys((OF_ACCOUNT, "writes-hour", "writes-day"), MAX_ACCOUNTS),
+    }
     return MappingProxyType(
         {
             limit_name: Limit(
@@ -144,6 +148,9 @@ def _charge(*limits: str) -> tuple[Charge, ...]:
 
 GLOBAL: Final = "requests"
 """The limit that every request counts for, except those of the methods in `APART`."""
+
+OF_ACCOUNT: Final = "account-requests"
+"""The limit that every request with a credential counts for: one account at many addresses."""
 
 APART: Final[Mapping[str, str]] = MappingProxyType({"com.atproto.sync.getRepo": "exports"})
 """Methods that have a limit of their own instead: whoever follows a host exports all of it."""

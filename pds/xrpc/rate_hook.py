@@ -18,6 +18,7 @@ from pds.services.rate_table import (
     APART,
     GLOBAL,
     METHODS,
+    OF_ACCOUNT,
     Charge,
     When,
     make_limits,
@@ -49,6 +50,7 @@ class RateHook:
         self._key = (settings.bypass_key or "").encode()
         limits = make_limits(settings)
         self._global = rates.bucket(limits[GLOBAL])
+        self._of_account = rates.bucket(limits[OF_ACCOUNT])
         self._apart = {nsid: rates.bucket(limits[name]) for nsid, name in APART.items()}
         self._by_address: dict[str, tuple[Bucket, ...]] = {}
         self._later: dict[str, tuple[_Priced, ...]] = {}
@@ -74,6 +76,12 @@ class RateHook:
         if nsid in self._by_address:
             for bucket in self._by_address[nsid]:
                 _note(request, bucket.spend(subject))
+
+    def admit_account(self, request: ServerRequest, principal: Principal) -> None:
+        """Count a request by its account. Raises: RateLimited."""
+        did = principal.did
+        if did is not None and not request.is_exempt:
+            _note(request, self._of_account.spend(self._rates.text_subject(did)))
 
     def charge(
         self,
@@ -150,5 +158,5 @@ def _charge_bytes(bucket: Bucket, subject: Subject, body: BodyReader) -> None:
 def _note(request: ServerRequest, count: Count) -> None:
     """Remember the count with the fewest points left."""
     known = request.rate_count
-    if known is None or count.remaining < known.remaining:
+    if known is None or count.bucket.points - count.used < known.bucket.points - known.used:
         request.rate_count = count

@@ -267,6 +267,8 @@ class XrpcServer:
         if principal is not None:
             trace.did = principal.did
             request.answer_headers = PRIVATE_HEADERS
+            if self._rate_hook is not None:
+                self._rate_hook.admit_account(request, principal)
         if method.kind == "subscription":
             _require_websocket(request)
             body, value = None, None
@@ -359,7 +361,10 @@ class XrpcServer:
         principal, token = await authenticate(
             auth, request=request, services=self._services, nsid=nsid
         )
-        trace.did = principal.did if principal else None
+        if principal is not None:
+            trace.did = principal.did
+            if self._rate_hook is not None:
+                self._rate_hook.admit_account(request, principal)
         answer = await self._fallback(
             Call(
                 nsid=nsid,

@@ -1,5 +1,7 @@
 """The table of limits: the reference's figures, and methods that exist."""
 
+from pathlib import Path
+
 import pytest
 
 from pds.protocol.data import Json
@@ -7,7 +9,15 @@ from pds.services.lexicons import load_catalog
 from pds.services.limits import RateSettings
 from pds.services.principal import Principal, PrincipalKind
 from pds.services.rate_limits import Key
-from pds.services.rate_table import APART, GLOBAL, METHODS, When, make_limits, write_points
+from pds.services.rate_table import (
+    APART,
+    GLOBAL,
+    METHODS,
+    OF_ACCOUNT,
+    When,
+    make_limits,
+    write_points,
+)
 from pds.store.accounts import AccountStatus
 
 LIMITS = make_limits(RateSettings())
@@ -16,9 +26,15 @@ LIMITS = make_limits(RateSettings())
 def test_every_method_of_the_table_has_a_lexicon_and_every_limit_is_used() -> None:
     catalog = load_catalog()
     named = {charge.limit for charges in METHODS.values() for charge in charges}
-    assert named | set(APART.values()) | {GLOBAL} == set(LIMITS)
+    assert named | set(APART.values()) | {GLOBAL, OF_ACCOUNT} == set(LIMITS)
     for nsid in (*METHODS, *APART):
         assert catalog.method(nsid) is not None, nsid
+
+
+def test_the_page_for_operators_names_every_method_that_is_counted() -> None:
+    page = (Path(__file__).parents[2] / "docs/operate/limits.md").read_text()
+    for nsid in (*METHODS, *APART):
+        assert nsid.rpartition(".")[2] in page, nsid
 
 
 def test_names_in_bodies_are_fields_of_the_lexicons() -> None:

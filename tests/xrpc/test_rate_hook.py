@@ -118,6 +118,17 @@ async def test_an_empty_key_lets_nobody_through() -> None:
         assert await statuses(server, 2, **{"x-ratelimit-bypass": ""}) == [200, 429]
 
 
+async def test_one_account_at_many_addresses_has_twice_as_many_requests() -> None:
+    """Promise B6: also for methods that are passed on to other services."""
+    async with running_server(rates=RateSettings(requests=2), trusted_proxies=PROXIES) as server:
+        found = []
+        for number, path in enumerate(("test.method.authSession", "other.service.method") * 3):
+            headers = {"X-Forwarded-For": f"203.0.113.{number}", "Authorization": "Bearer full"}
+            found += await statuses(server, 1, f"/xrpc/{path}", **headers)
+        assert found == [200] * 4 + [429] * 2
+        assert await statuses(server, 1, **{"X-Forwarded-For": "203.0.113.9"}) == [200]
+
+
 async def test_a_slash_at_the_end_is_the_same_method() -> None:
     async with running_server(rates=RateSettings(requests=2)) as server:
         found = await statuses(server, 1)
