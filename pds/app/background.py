@@ -28,6 +28,7 @@ from pds.services.blobs import Blobs
 from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
 from pds.services.jobs import Schedule
+from pds.services.rewinds import Rewinds
 from pds.store.clock import get_accepted_us
 from pds.store.engine import MAX_BULK_ROWS
 from pds.store.jobs import forget_old_jobs
@@ -58,7 +59,7 @@ _log = get_logger(__name__)
 async def background(base: Foundation, services: Services) -> AsyncIterator[None]:
     """Run everything that nobody asked for, until the block ends."""
     services.firehose.hold()
-    first = asyncio.create_task(_look_around(base))
+    first = asyncio.create_task(_look_around(base, services.rewinds))
     first.add_done_callback(lambda _: services.firehose.release())
     await asyncio.wait([first], timeout=START_PATIENCE_S)
     if not first.done():
@@ -119,6 +120,7 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
         first_after_s=SCRUB_FIRST_AFTER_S,
     )
     _add_blob_repairs(schedule, base)
+    schedule.add("repos.restate", services.rewinds.restate, every_s=60)
     schedule.add("repos.garbage", partial(_delete_old_repos, base), every_s=60)
     schedule.add("identity.sweep", partial(_forget_identities, base), every_s=HOUR_S)
     schedule.add("nodes.forget", partial(_forget_nodes, base), every_s=DAY_S)
@@ -163,14 +165,16 @@ def _add_blob_repairs(schedule: Schedule, base: Foundation) -> None:
     schedule.add("blobs.compare", compare, every_s=DAY_S, first_after_s=HOUR_S)
 
 
-async def _look_around(base: Foundation) -> None:
+async def _look_around(base: Foundation, rewinds: Rewinds) -> None:
     """Ask other hosts for the time, and relays for the numbers that they have seen of us."""
     asking = asyncio.create_task(_ask_relays(base))
+    opened_seq = base.engine.last_seq
     try:
         accepted_us = await base.engine.read("clock.accepted", get_accepted_us)
         await base.clock.start(last_seq=base.engine.last_seq, accepted_us=accepted_us)
         for relay, seq in (await asking).items():
-            await _rise_above(base, relay, seq)
+            if seq > opened_seq:
+                await _rise_above(base, rewinds, relay, seen_seq=seq, opened_seq=opened_seq)
     except StoreError as error:
         _log.error("start.look_around_failed", exc=error)
     finally:
@@ -202,19 +206,25 @@ async def _ask_relays(base: Foundation) -> dict[str, int]:
     return seen
 
 
-async def _rise_above(base: Foundation, relay: str, seq: int) -> None:
+async def _rise_above(
+    base: Foundation, rewinds: Rewinds, relay: str, *, seen_seq: int, opened_seq: int
+) -> None:
     """Continue above the number that a relay has seen, once the clock can tell if it may be.
 
     A database that was restored from an old copy on a machine whose clock is behind would
-    otherwise hand out numbers that relays have passed (promise A2, SYNC-13).
+    otherwise hand out numbers that relays have passed (promise A2, SYNC-13). That it is old is
+    noted as well, so that its repos are stated again (promise A3).
     """
-    while seq > base.engine.last_seq:
+    while True:
         try:
-            if seq > base.clock.now_us() + DAY_US:
-                _log.warning("relay.seq_unbelievable", relay=relay, seq=seq)
+            if seen_seq > base.clock.now_us() + DAY_US:
+                _log.warning("relay.seq_unbelievable", relay=relay, seq=seen_seq)
                 return
-            await base.engine.raise_seq(seq)
-            _log.warning("relay.seq_raised", relay=relay, seq=seq)
+            await rewinds.note(seen_seq, opened_seq=opened_seq)
+            if seen_seq > base.engine.last_seq:
+                await base.engine.raise_seq(seen_seq)
+                _log.warning("relay.seq_raised", relay=relay, seq=seen_seq)
+            return
         except Unavailable:  # The clock is in doubt, so nothing else gets a number either.
             await asyncio.sleep(RETRY_S)
 

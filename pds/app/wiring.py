@@ -48,6 +48,7 @@ from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
 from pds.services.rate_limits import RateLimits
 from pds.services.repos import Repos
 from pds.services.reserved_keys import ReservedKeys
+from pds.services.rewinds import Rewinds
 from pds.services.server_info import ServerInfo, ServerInfoSettings
 from pds.services.service_tokens import ServiceTokens
 from pds.services.session_tokens import SessionTokens
@@ -124,7 +125,6 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             engine=engine,
             clock=clock,
             clock_id=secrets.randbelow(CLOCK_IDS),
-            keystore=keystore,
             states=states,
             cache=cache,
             sessions=sessions,
@@ -199,6 +199,12 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         rate_limits=rate_limits,
         repos=repos,
         reserved_keys=reserved_keys,
+        rewinds=Rewinds(
+            engine=engine,
+            clock=clock,
+            clock_id=secrets.randbelow(CLOCK_IDS),
+            keystore=keystore,
+        ),
         server_info=ServerInfo(_server_info_settings(config)),
         service_tokens=service_tokens,
         sessions=sessions,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pds.services.rate_limits import RateLimits
     from pds.services.repos import Repos
     from pds.services.reserved_keys import ReservedKeys
+    from pds.services.rewinds import Rewinds
     from pds.services.server_info import ServerInfo
     from pds.services.service_tokens import ServiceTokens
     from pds.services.sessions import Sessions
@@ -81,6 +82,7 @@ class Services:
     rate_limits: RateLimits
     repos: Repos
     reserved_keys: ReservedKeys
+    rewinds: Rewinds
     server_info: ServerInfo
     service_tokens: ServiceTokens
     sessions: Sessions

@@ -15,7 +15,6 @@ What the operator does is in `moderation`, by the same `AccountStates`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -27,7 +26,6 @@ from pds.services.account_states import (
     AccountStates,
     Change,
     account_not_found,
-    restate_with_sync,
 )
 from pds.services.account_status import Documents, IdentityCheck
 from pds.services.mail_tokens import MailCode, MailPurpose, MailTokens
@@ -36,14 +34,12 @@ from pds.services.sessions import Sessions, wrong_did_or_password
 from pds.store.accounts import (
     Account,
     get_account_by_aid,
-    list_accounts,
     list_overdue_accounts,
 )
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.erasure import erase_some
 from pds.store.journal import delete_journal, list_journal
-from pds.store.keystore import Keystore
 
 US_PER_S: Final = 1_000_000
 MIN_NOTICE_S: Final = 86_400
@@ -63,7 +59,6 @@ class AccountLifecycle:
         engine: Engine,
         clock: Clock,
         clock_id: int,
-        keystore: Keystore,
         states: AccountStates,
         cache: AccountCache,
         sessions: Sessions,
@@ -74,7 +69,6 @@ class AccountLifecycle:
         self._engine = engine
         self._clock = clock
         self._clock_id = clock_id
-        self._keystore = keystore
         self._states = states
         self._cache = cache
         self._sessions = sessions
@@ -181,23 +175,6 @@ class AccountLifecycle:
             done += 1
         return done
 
-    async def restate_all(self) -> int:
-        """Sign the heads of all active repos again and emit `#sync` for each; return how many.
-
-        For a database that is older than what relays have seen: nobody can tell which repos had
-        gone on, so readers are told of all of them (promise A3, ACC-65, ACC-66).
-        """
-        after_aid = restated = 0
-        while True:
-            page = await self._engine.read("account.page", _page_active, after_aid)
-            for aid in page.active:
-                restated += await self._engine.transact(
-                    "repo.restate", _restate, self._keystore, aid, self._moment(), bulk=True
-                )
-            if page.last_aid is None:
-                return restated
-            after_aid = page.last_aid
-
     def _moment(self) -> Moment:
         return Moment(self._clock.now_us(), self._clock_id)
 
@@ -224,14 +201,6 @@ class AccountLifecycle:
     async def _forget(self, account: Account, *, by: str) -> None:
         _log.info("account.deleted", did=account.did, by=by)
         await self._documents.forget(account.did, account.handle)
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """Active accounts in a row; `last_aid` is where the next page begins, None at the end."""
-
-    active: tuple[int, ...]
-    last_aid: int | None
 
 
 def parse_delete_after(text: str, now_us: int) -> int:
@@ -264,14 +233,3 @@ def _erase(txn: Txn, journal_id: int, aid: int, now_us: int) -> bool:
         return False
     delete_journal(txn, journal_id)
     return True
-
-
-def _page_active(txn: Txn, after_aid: int) -> _Page:
-    page = list_accounts(txn, after_aid=after_aid)
-    active = tuple(account.aid for account in page if account.is_active)
-    return _Page(active, page[-1].aid if page else None)
-
-
-def _restate(txn: Txn, keystore: Keystore, aid: int, moment: Moment) -> bool:
-    txn.lock_accounts((aid,))
-    return restate_with_sync(txn, keystore, aid, moment)

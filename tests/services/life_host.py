@@ -150,7 +150,6 @@ class LifeHost:
             engine=engine,
             clock=clock,
             clock_id=7,
-            keystore=self.keystore,
             states=self.states,
             cache=self.cache,
             sessions=self.sessions,

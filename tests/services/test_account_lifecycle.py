@@ -10,10 +10,10 @@ import pytest
 from pds.errors import RequestError, Unreachable
 from pds.protocol.car import read_car
 from pds.protocol.commit import decode_commit, verify_commit
-from pds.protocol.keys import make_signer, parse_did_key
+from pds.protocol.keys import make_signer
 from pds.services.account_lifecycle import MIN_NOTICE_S, parse_delete_after
 from pds.services.account_rows import UNFINISHED_MOVE_US
-from pds.store.accounts import AccountStatus, update_key
+from pds.store.accounts import update_key
 from pds.store.engine import Txn
 from pds.store.invites import (
     ADMIN_HOLDER,
@@ -504,24 +504,3 @@ async def test_report_counts_what_is_here_in_every_state(host: LifeHost) -> None
     assert not (await host.reports.get(alice.aid)).is_activated
     await host.delete_now(alice.aid)
     assert await refusal(host.reports.get(alice.aid)) == ("AccountNotFound", 403)
-
-
-# After a rewind
-
-
-async def test_all_active_repos_are_restated_after_a_rewind(host: LifeHost) -> None:
-    """ACC-65, promise A3."""
-    names = ("alice", "bob", "carol")
-    alice, bob, carol = [await host.open(name) for name in names]
-    await host.life.deactivate(bob.aid)
-    revs = {account.did: (await host.exports.head(account.did))[1] for account in (alice, carol)}
-    since = len(host.heard)
-    assert await host.life.restate_all() == 2
-    assert [event.kind for event in host.heard[since:]] == ["sync", "sync"]
-    for account in (alice, carol):
-        [frame] = host.frames(account.did, since=since)
-        assert frame.payload["rev"] > revs[account.did]
-        (root,), blocks = read_car(frame.payload["blocks"])
-        key = parse_did_key(host.identities.told[account.did].signing_key)
-        assert verify_commit(decode_commit(blocks[root]), key)
-    assert (await host.exports.status(bob.did)).status is AccountStatus.DEACTIVATED
