@@ -10,7 +10,24 @@ from typing import Final
 import click
 
 import pds
-from pds.cli import blobs, clock, configuration, convert, dev, jobs, mail, repo, routes, serve
+from pds.cli import (
+    account,
+    audit,
+    blob,
+    blobs,
+    clock,
+    configuration,
+    convert,
+    dev,
+    event,
+    invite,
+    jobs,
+    mail,
+    record,
+    repo,
+    routes,
+    serve,
+)
 from pds.errors import ConfigError, RemoteError, StoreError
 
 EXIT_FAILED: Final = 1
@@ -30,13 +47,19 @@ def version() -> None:
     click.echo(pds.__version__)
 
 
+commands.add_command(account.account)
+commands.add_command(audit.audit)
+commands.add_command(blob.blob)
 commands.add_command(blobs.blobs)
 commands.add_command(clock.clock)
 commands.add_command(configuration.config)
 commands.add_command(convert.convert)
 commands.add_command(dev.dev)
+commands.add_command(event.event)
+commands.add_command(invite.invite)
 commands.add_command(jobs.jobs)
 commands.add_command(mail.mail)
+commands.add_command(record.record)
 commands.add_command(repo.repo)
 commands.add_command(routes.routes)
 commands.add_command(serve.serve)

@@ -1,18 +1,28 @@
-"""`pds repo`: repairs of single repos."""
+"""`pds repo`: a look at single repos, and their repair."""
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pds.app import repair_repo_rev
+from pds.cli.orders import Ordering, order_options, show_fields
 from pds.config import load_config
 from pds.errors import RequestError
 
 
 @click.group()
 def repo() -> None:
-    """Repair single repos."""
+    """Look at single repos, and repair them."""
+
+
+@repo.command()
+@click.argument("account")
+@order_options()
+def show(account: str, **options: Any) -> None:
+    """Show the head of a repo and what is in it; a server may run or not."""
+    Ordering(options).give("repo.show", show_fields, account=account)
 
 
 @repo.command("repair-rev")

@@ -104,6 +104,11 @@ class HostSettings:
         "Public host name; `localhost` means `http://localhost:PORT`.",
         default="localhost",
     )
+    admin_url: str | None = setting(
+        "PDS_ADMIN_URL",
+        "Where commands such as `pds account` reach the running server, when that is not its own"
+        " port on this machine.",
+    )
     service_did: str | None = setting(
         "PDS_SERVICE_DID",
         "DID of this server; `did:web:HOSTNAME` when unset.",
@@ -181,8 +186,8 @@ class IdentitySettings:
     )
     allow_self_custody: bool = setting(
         "PDS_ALLOW_SELF_CUSTODY",
-        "Accounts may become active although this server holds none of their rotation keys.",
-        default=False,
+        "Accounts may be here although this server is none of their rotation keys.",
+        default=True,
     )
     backup_nameservers: tuple[str, ...] = setting(
         "PDS_HANDLE_BACKUP_NAMESERVERS",

@@ -340,7 +340,7 @@ async def _use_invites(client: Client, operator: Operator) -> None:
     carol = await sign_up(client, "carol.test", inviteCode=codes[1])
     listed = await operator.get("getInviteCodes", sort="usage", limit=1)
     assert [code["code"] for code in listed["codes"]] == [codes[1]]
-    assert [use["usedBy"] for use in listed["codes"][0]["uses"]][0] == carol.did
+    assert listed["codes"][0]["uses"][0]["usedBy"] == carol.did
     seen: list[str] = []
     cursor: dict[str, str] = {}
     while True:
