@@ -128,7 +128,7 @@ def _make_target(config: Config, to: str) -> Side:
         if not config.data.is_shared:
             raise ConfigError("this host uses SQLite already")
         return _sqlite(config, is_target=True)
-    if not to.startswith(("postgresql://", "postgres://")):
+    if not to.startswith(("postgresql://", "postgres://")) and "=" not in to:
         raise ConfigError("--to must be `sqlite` or a URL like postgresql://user@host/database")
     return _postgres(to, is_target=True)
 

@@ -72,7 +72,10 @@ def database(file: Path | None, target: str, *, dry_run: bool) -> int:
         return _show_plan(config, target)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with opened_conversion(config, target) as conversion, _progress() as progress:
+        with (
+            opened_conversion(config, target) as conversion,
+            _progress(transient=True) as progress,
+        ):
             report = conversion.run(_shower(progress))
     except Finished as finished:
         click.echo(f"{finished}.")
@@ -124,7 +127,7 @@ def _shower(progress: Progress) -> Callable[[Advance], None]:
 def _show_plan(config: Config, target: str) -> int:
     plan, place = plan_database_conversion(config, target)
     table = Table("table", "rows", "there already")
-    for name, rows in plan.rows.items():
+    for name, rows in ((name, rows) for name, rows in plan.rows.items() if rows):
         table.add_row(name, f"{rows:,}", f"{plan.present[name]:,}" if plan.is_resumed else "")
     Console().print(table)
     act = "continued" if plan.is_resumed else "started"
@@ -134,7 +137,7 @@ def _show_plan(config: Config, target: str) -> int:
 
 def _show_report(report: Report) -> None:
     table = Table("table", "rows", "bytes", "written in the pause", "SHA-256 of all rows")
-    for name, found in report.tables.items():
+    for name, found in ((name, found) for name, found in report.tables.items() if found.rows):
         table.add_row(
             name,
             f"{found.rows:,}",
@@ -184,11 +187,12 @@ async def _convert(config: Config, number: int, *, trust_size: bool) -> int:
     return 1 if counts[Outcome.DAMAGED] else 0
 
 
-def _progress() -> Progress:
+def _progress(*, transient: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        transient=transient,
     )

@@ -185,16 +185,20 @@ class PostgresSide(Side):
 
     def _hold(self) -> None:
         """Keep other conversions off this target for as long as the connection lives."""
-        self._holder.open()
         if self._holder.in_transaction:
             return
-        try:
-            self._holder.execute("BEGIN")
-            self._holder.execute(_HOLD)
-        except StoreError as error:
-            self._holder.close()
-            raise Unavailable(f"another process is filling {self.place}") from error
-        self._is_held = True
+        for left in range(TRIES, 0, -1):  # the server may take a moment to see that one was killed
+            try:
+                self._holder.execute("BEGIN")
+                self._holder.execute(_HOLD)
+            except StoreError as error:
+                self._holder.close()
+                if left == 1:
+                    raise Unavailable(f"another process is filling {self.place}") from error
+                time.sleep(RETRY_S)
+            else:
+                self._is_held = True
+                return
 
     def scan(self, table: Table, after: Key | None = None) -> Iterator[list[Row]]:
         """Yield all rows of one snapshot."""
