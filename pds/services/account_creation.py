@@ -284,8 +284,11 @@ class AccountCreation:
 
     def _open_again(
         self, txn: Txn, account: Account, opening: Opening, replay: ReplayId | None, now_us: int
-    ) -> Session | None:
+    ) -> Session:
+        """Open a session unless what was found out has changed meanwhile."""
         refuse_replay(txn, replay, now_us)
+        if get_account_by_did(txn, account.did) != account:
+            raise account_exists()
         return self._sessions.open_session(txn, account, opening)
 
     async def _secret_for(self, did: Did) -> bytes:
