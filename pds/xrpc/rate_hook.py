@@ -102,7 +102,7 @@ class RateHook:
         account = None if did is None else self._rates.text_subject(did)
         for entry in charges:
             charge, bucket = entry.charge, entry.bucket
-            subject = account if entry.is_by_account else self._named(value, charge.name_field)
+            subject = account if entry.is_by_account else self._named(request, entry, value)
             if subject is None or not (entry.is_for_all or charge.applies_to(principal)):
                 continue
             points = charge.points
@@ -114,9 +114,14 @@ class RateHook:
                 points = points(value)
             _note(request, bucket.spend(subject, points))
 
-    def _named(self, value: Json, name_field: str) -> Subject | None:
-        name = value.get(name_field) if isinstance(value, dict) else None
-        return self._rates.name_subject(name.strip().lower()) if isinstance(name, str) else None
+    def _named(self, request: ServerRequest, entry: _Priced, value: Json) -> Subject | None:
+        name = value.get(entry.charge.name_field) if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            return None
+        name = name.strip().lower()
+        if entry.bucket.limit.key is Key.NAME:
+            return self._rates.name_subject(name)
+        return self._rates.name_subject(name, caller_block(request.remote or ""))
 
     def _has_key(self, request: ServerRequest) -> bool:
         given = request.headers.get(BYPASS_HEADER)

@@ -40,7 +40,8 @@ def test_the_page_for_operators_names_every_method_that_is_counted() -> None:
 def test_names_in_bodies_are_fields_of_the_lexicons() -> None:
     for nsid, charges in METHODS.items():
         for charge in charges:
-            assert bool(charge.name_field) == (LIMITS[charge.limit].key is Key.NAME), nsid
+            is_named = LIMITS[charge.limit].key in (Key.NAME, Key.ADDRESS_AND_NAME)
+            assert bool(charge.name_field) == is_named, nsid
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,10 @@ def test_names_in_bodies_are_fields_of_the_lexicons() -> None:
             {
                 (15, 3600, Key.ADDRESS),
                 (50, 86_400, Key.ADDRESS),
-                (5, 3600, Key.NAME),
-                (15, 86_400, Key.NAME),
+                (5, 3600, Key.ADDRESS_AND_NAME),
+                (15, 86_400, Key.ADDRESS_AND_NAME),
+                (30, 3600, Key.NAME),
+                (100, 86_400, Key.NAME),
             },
         ),
         *(
