@@ -118,6 +118,7 @@ def build_identity_services(base: Foundation, parts: Parts) -> IdentityServices:
             settings=PlcSettings(
                 public_url=config.public_url,
                 recovery_did_key=config.identity.recovery_did_key,
+                allow_self_custody=config.identity.allow_self_custody,
             ),
         ),
     )

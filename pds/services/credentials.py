@@ -5,9 +5,9 @@ nothing any more. The holder comes back in by resetting the password by mail, or
 help. The account itself is not touched.
 """
 
-from pds.errors import RequestError
 from pds.services.account_cache import AccountCache
 from pds.services.audit import Order, carry_out, note_act
+from pds.services.moderation import subject_not_found
 from pds.services.sessions import Sessions
 from pds.store.accounts import get_account_by_aid, update_password_hash
 from pds.store.app_passwords import delete_app_password, list_app_passwords
@@ -30,18 +30,18 @@ class Credentials:
     async def revoke_all(self, did_or_handle: str, order: Order) -> None:
         """End every session, app password and mailed code of an account, and its password.
 
-        Raises: RequestError `AccountNotFound`. Spec: (XRPC-26, ACC-34)
+        Raises: RequestError `NotFound`. Spec: (XRPC-26, ACC-34)
         """
         name = did_or_handle if did_or_handle.startswith("did:") else did_or_handle.lower()
         account = await self._accounts.get(name)
         if account is None:
-            raise _not_found()
+            raise subject_not_found()
         now_us = self._clock.now_us()
 
         def revoke(txn: Txn, aid: int) -> None:
             found = get_account_by_aid(txn, aid)
             if found is None:
-                raise _not_found()
+                raise subject_not_found()
             for app_password in list_app_passwords(txn, aid):
                 delete_app_password(txn, app_password.app_password_id)
             delete_account_mail_tokens(txn, aid)
@@ -53,7 +53,3 @@ class Credentials:
         await carry_out(
             self._engine, "account.revoke", order, revoke, account.aid, accounts=(account.aid,)
         )
-
-
-def _not_found() -> RequestError:
-    return RequestError("AccountNotFound", "Account not found")

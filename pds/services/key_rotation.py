@@ -27,6 +27,7 @@ from pds.protocol.syntax import Did
 from pds.services.audit import Order
 from pds.services.identity_acts import Act, ActKind, NewKey, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
+from pds.services.moderation import subject_not_found
 from pds.store.accounts import Account, get_account_by_aid, get_account_by_did
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import KEY_ENTROPY_BYTES, Keystore
@@ -110,7 +111,7 @@ class KeyRotation:
     def _find(self, txn: Txn, did: str) -> tuple[Account, str]:
         account = get_account_by_did(txn, did)
         if account is None or account.key_id is None:
-            raise RequestError("AccountNotFound", "Account not found", 403)
+            raise subject_not_found()
         return account, self._keystore.did_key(txn, account.key_id)
 
     async def _choose(self, did: Did, did_key: str | None) -> bytes:

@@ -6,8 +6,9 @@ that was mailed to the owner must come with it, and is used up only by an operat
 valid.
 
 `submit` passes on an operation that anybody has signed, if the account can live here with it: our
-endpoint, the signing key that we hold, the handle that we know. Our rotation key is not demanded:
-who keeps the only rotation key is free to (ID-71), and is told what this server cannot do then.
+endpoint, the signing key that we hold, the handle that we know. Our rotation key is not demanded
+unless the operator wants it: who keeps the only rotation key is free to (ID-71), and is told what
+this server cannot do then.
 
 Spec: (ID-67..ID-71, ACC-36, ACC-63)
 """
@@ -80,6 +81,8 @@ class PlcSettings:
     public_url: str
     recovery_did_key: str | None = None
     """The operator's rotation key, above ours (ACC-14)."""
+    allow_self_custody: bool = True
+    """Whether an identity may do without our rotation key (ID-71)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,9 @@ class PlcOperations:
         if operation.state is None:
             raise _refused("Not a PLC operation: a tombstone would end the identity")
         state = operation.state
+        is_ours = self._rotation_signer.public_key.did_key in state.rotation_keys
+        if not is_ours and not self._settings.allow_self_custody:
+            raise _refused("Rotation keys do not include server's rotation key")
         account = await self._engine.read("plc.account", _get_account, aid)
         _check_is_plc(account.did)
 
@@ -198,7 +204,7 @@ class PlcOperations:
         _check_follows(account.did, log, operation, self._clock.now_us())
         act = Act(ActKind.SUBMITTED, aid, account.did, operation=operation)
         await self._journal.carry_out(Plan(act=act, check=check))
-        if self._rotation_signer.public_key.did_key in state.rotation_keys:
+        if is_ours:
             return []
         _log.warning("plc.self_custody", did=account.did)
         return [SELF_CUSTODY]

@@ -37,7 +37,7 @@ from tests.services.creation_host import (
     creation_host,
 )
 
-PLC_TIMEOUT_S = 0.5
+PLC_TIMEOUT_S = 0.3
 
 
 class IdentityPlc(CrashingPlc):
@@ -77,6 +77,7 @@ class IdentityHost:
     def __init__(self, base: CreationHost, handle_settings: HandleSettings | None) -> None:
         self.base = base
         self.handle_settings = handle_settings
+        self.plc_settings = PlcSettings(public_url=PUBLIC_URL, recovery_did_key=OPERATOR_KEY)
         self._build()
 
     def __getattr__(self, name: str) -> Any:
@@ -129,7 +130,7 @@ class IdentityHost:
             rotation_signer=ROTATION,
             tokens=self.codes.tokens,
             mails=self.codes,
-            settings=PlcSettings(public_url=PUBLIC_URL, recovery_did_key=OPERATOR_KEY),
+            settings=self.plc_settings,
         )
         self.reserved = ReservedKeys(engine=self.engine, clock=self.clock, keystore=self.keystore)
         self.rotation = KeyRotation(

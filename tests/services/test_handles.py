@@ -4,7 +4,7 @@ import pytest
 
 from pds.errors import ConfigError, RequestError
 from pds.protocol.syntax import Handle
-from pds.services.handles import HandlePolicy, HandleSettings
+from pds.services.handles import HandlePolicy, HandleSettings, reserved_labels
 
 POLICY = HandlePolicy(
     HandleSettings(service_domains=(".pds.com", ".users.pds.com", ".test"), dev=True)
@@ -96,3 +96,36 @@ def test_handle_too_long_for_its_dns_record_is_refused() -> None:
 def test_service_domains_are_checked_at_start(domain: str) -> None:
     with pytest.raises(ConfigError, match="PDS_SERVICE_HANDLE_DOMAINS"):
         HandlePolicy(HandleSettings(service_domains=(domain,)))
+
+
+def test_names_of_the_domains_are_given_out_by_the_operator_where_that_is_wanted() -> None:
+    """ID-20."""
+    domains = (".pds.com", ".users.pds.com")
+    policy = HandlePolicy(HandleSettings(service_domains=domains, root_handles=True))
+    for text in ("pds.com", "users.pds.com"):
+        assert policy.is_ours(Handle(text))
+        assert refused(text, policy) == "HandleNotAvailable"
+        policy.check_ours(Handle(text), allow_reserved=True)
+    without = HandlePolicy(HandleSettings(service_domains=domains))
+    assert not without.is_ours(Handle("pds.com"))
+    for text in ("pds.com", "users.pds.com"):
+        with pytest.raises(RequestError):
+            without.check_ours(Handle(text), allow_reserved=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reserved", "free"),
+    [
+        ([], {"admin", "www"}, {"king"}),
+        (["king"], {"admin", "king"}, set()),
+        (["-admin", "king"], {"www", "king"}, {"admin"}),
+        (["king", "-*"], {"king"}, {"admin", "www"}),
+    ],
+)
+def test_the_list_of_reserved_labels_is_changed_or_replaced(
+    changes: list[str], reserved: set[str], free: set[str]
+) -> None:
+    """ID-22."""
+    labels = reserved_labels(changes)
+    assert reserved <= labels
+    assert not free & labels
