@@ -46,13 +46,21 @@ async def host_in(
     *,
     plc: PlcDirectory | None = None,
     change: Callable[[Config], Config] = lambda c: c,
+    with_mailbox: bool = True,
 ) -> AsyncIterator[Host]:
-    """Run a server on `folder`; entering again on the same folder is a restart."""
+    """Run a server on `folder`; entering again on the same folder is a restart.
+
+    Without the mailbox mail goes where the settings say.
+    """
     plc = plc or PlcDirectory(now_us=lambda: time.time_ns() // 1000, file=folder / "plc.jsonl")
     sock, plc_sock = bound_socket(), bound_socket()
     config = change(_config(folder, sock, plc_sock))
     mailbox = MemoryMailbox()
-    options = Options(mailbox=mailbox, plc=EmbeddedPlc(plc, plc_sock), check_outputs=True)
+    options = Options(
+        mailbox=mailbox if with_mailbox else None,
+        plc=EmbeddedPlc(plc, plc_sock),
+        check_outputs=True,
+    )
     async with (
         running_server(config, sock=sock, options=options) as server,
         aiohttp.ClientSession() as http,
