@@ -1,7 +1,8 @@
-"""`/.well-known/did.json` of this server, and `/.well-known/atproto-did` of its handles.
+"""`/.well-known/did.json` of this server, `/.well-known/atproto-did` of its handles, `/tls-check`.
 
 The second is answered by the Host header: a handle that is a name of this host proves itself over
-HTTP, as long as its account is active (ID-12). Nothing else about the account is told.
+HTTP, as long as its account is active (ID-12). Nothing else about the account is told. The last
+tells a reverse proxy that makes certificates on demand which names are worth one (ID-14).
 """
 
 import orjson
@@ -16,6 +17,7 @@ def add_routes(router: WebRouter, *, info: ServerInfo, accounts: Accounts) -> No
     """Serve the well-known documents."""
     router.get("/.well-known/did.json", _did_document(info), is_public=True)
     router.get("/.well-known/atproto-did", _handle_proof(accounts), is_public=True)
+    router.get("/tls-check", _name_check(info, accounts))
 
 
 def _did_document(info: ServerInfo) -> WebHandler:
@@ -35,5 +37,18 @@ def _handle_proof(accounts: Accounts) -> WebHandler:
         if account is None or not account.is_active or account.handle != handle_text:
             return web.Response(status=404, text="User not found\n")
         return web.Response(text=account.did)
+
+    return handle
+
+
+def _name_check(info: ServerInfo, accounts: Accounts) -> WebHandler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        name = request.query.get("domain", "").lower()
+        if name == info.settings.hostname:
+            return web.Response(text="this server\n")
+        account = await accounts.lookup(name) if name.isascii() else None
+        if account is None or account.handle != name:
+            return web.Response(status=404, text="No such name\n")
+        return web.Response(text="a handle\n")
 
     return handle

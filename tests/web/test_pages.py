@@ -170,6 +170,26 @@ async def test_handles_prove_themselves_by_host(
             assert await answer.text() == ALICE
 
 
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("pds.example.org", 200),
+        ("alice.test", 200),
+        ("Alice.test", 200),
+        ("nobody.test", 404),
+        (ALICE, 404),
+        ("\u00e4.test", 404),
+        ("", 404),
+    ],
+)
+async def test_a_certificate_is_for_names_that_are_served(
+    http: aiohttp.ClientSession, name: str, status: int
+) -> None:
+    """(ID-14)"""
+    async with http.get("/tls-check", params={"domain": name}) as answer:
+        assert answer.status == status
+
+
 async def test_a_host_that_is_no_text_has_no_user(http: aiohttp.ClientSession) -> None:
     url = http._base_url
     assert url is not None
