@@ -131,7 +131,7 @@ async def test_three_consumers_see_one_order(tmp_path: Path, database_url: str) 
 async def test_what_changes_at_one_node_holds_at_the_other(
     tmp_path: Path, database_url: str
 ) -> None:
-    """Sessions, sign-outs, names taken and blobs, whichever node is asked (XRPC-25)."""
+    """Sessions, sign-outs, names taken and blobs, whichever node is asked (XRPC-25, XRPC-44)."""
     async with (
         running_plc() as plc,
         two_nodes(tmp_path, database_url, plc.url) as nodes,
@@ -153,6 +153,21 @@ async def test_what_changes_at_one_node_holds_at_the_other(
         )
         found = await there.get("com.atproto.repo.listRecords", repo=made["did"], collection=NOTE)
         assert [entry["value"] for entry in found["records"]] == [record]
+        # A service token works once, also when both nodes are shown it at the same moment.
+        shown = await mine.get(
+            "com.atproto.server.getServiceAuth",
+            aud=SHARED["PDS_SERVICE_DID"],
+            lxm="com.atproto.repo.uploadBlob",
+        )
+        uploads = await asyncio.gather(
+            *(
+                client.with_token(shown["token"]).upload(name, "text/plain")
+                for client, name in ((here, b"here"), (there, b"there"))
+            ),
+            return_exceptions=True,
+        )
+        [used] = [outcome for outcome in uploads if isinstance(outcome, XrpcError)]
+        assert (used.status, used.name) == (401, "BadJwt")
         # Each refresh token works once, also when both nodes are asked at the same moment.
         renewing = [
             client.with_token(made["refreshJwt"]).post("com.atproto.server.refreshSession")
