@@ -269,11 +269,19 @@ class ActRows:
                 txn, journal_id, state=row.state, attempts=row.attempts + 1, now_us=now_us
             )
 
-    def undo(self, txn: Txn, journal_id: int) -> None:
-        """Drop an act whose operation the directory does not have, and never will."""
+    def undo(self, txn: Txn, journal_id: int, judged: bytes | None = None) -> bool:
+        """Drop an act whose operation the directory does not have, and never will.
+
+        With `judged` only if the row still is what was judged: its owner may have been about to
+        send something. Return whether the act is closed now.
+        """
+        row = get_journal_by_id(txn, journal_id)
+        if row is not None and judged is not None and row.state != judged:
+            return False
         act = self._close(txn, journal_id)
         if act is not None and act.key_id is not None:
             self._keystore.delete_signing_key(txn, act.key_id)
+        return True
 
     def confirm(self, txn: Txn, journal_id: int, moment: Moment) -> Done | None:
         """Change what the act is about and tell the world; None if somebody else closed the act.

@@ -287,8 +287,10 @@ class IdentityJournal:
             else:
                 await self._confirm(row.journal_id, act)
                 return Settled.COMPLETED
-        await self._engine.transact("identity.undo", self._rows.undo, row.journal_id)
-        return Settled.UNDONE
+        is_closed = await self._engine.transact(
+            "identity.undo", self._rows.undo, row.journal_id, row.state
+        )
+        return Settled.UNDONE if is_closed else Settled.WAITING
 
     def _is_due(self, row: JournalRow) -> bool:
         doubled_s = self._settings.grace_s * (1 << min(row.attempts, 16))

@@ -102,23 +102,8 @@ class IdentityHost:
         )
         self.identity_plc = IdentityPlc(self.plc_client, self.base)
         self.nodes = NodeCache(1000)
-        self.journal = IdentityJournal(
-            engine=self.engine,
-            clock=self.clock,
-            rows=ActRows(keystore=self.keystore, cache=self.cache, nodes=self.nodes, clock_id=7),
-            plc=self.identity_plc,
-            rotation_signer=ROTATION,
-            resolver=self.resolver,
-            settings=JournalSettings(plc_timeout_s=PLC_TIMEOUT_S),
-        )
-        self.handle_change = HandleChange(
-            accounts=self.cache,
-            handles=self.policy,
-            resolver=self.resolver,
-            journal=self.journal,
-            sign_ups=self.accounts._journal,
-            rotation_signer=ROTATION,
-        )
+        self.journal = self.make_journal()
+        self.handle_change = self.make_change(self.journal)
         self.names = HandleNames(engine=self.engine, clock=self.clock, handles=self.policy)
         self.codes = Codes(self)
         self.operations = PlcOperations(
@@ -139,6 +124,27 @@ class IdentityHost:
             journal=self.journal,
             reserved=self.reserved,
             keystore=self.keystore,
+            rotation_signer=ROTATION,
+        )
+
+    def make_journal(self, *, exclusive: bool = True) -> IdentityJournal:
+        return IdentityJournal(
+            engine=self.engine,
+            clock=self.clock,
+            rows=ActRows(keystore=self.keystore, cache=self.cache, nodes=self.nodes, clock_id=7),
+            plc=self.identity_plc,
+            rotation_signer=ROTATION,
+            resolver=self.resolver,
+            settings=JournalSettings(plc_timeout_s=PLC_TIMEOUT_S, exclusive=exclusive),
+        )
+
+    def make_change(self, journal: IdentityJournal) -> HandleChange:
+        return HandleChange(
+            accounts=self.cache,
+            handles=self.policy,
+            resolver=self.resolver,
+            journal=journal,
+            sign_ups=self.accounts,
             rotation_signer=ROTATION,
         )
 

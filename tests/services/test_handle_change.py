@@ -9,13 +9,16 @@ import pytest
 
 from pds.errors import RequestError, Unreachable
 from pds.protocol.keys import make_signer
-from pds.protocol.plc import make_update, sign_operation
+from pds.protocol.plc import make_handle_update, make_update, sign_operation
 from pds.protocol.syntax import Did, Handle
 from pds.services.account_journal import Settled
 from pds.services.audit import Order
 from pds.services.handles import HandleSettings, reserved_labels
+from pds.services.identity_acts import ACT_KIND, decode_act, encode_act
 from pds.store.accounts import Account, delete_account, update_takedown
 from pds.store.audit import list_audit
+from pds.store.engine import Txn
+from pds.store.journal import list_journal, update_journal
 from tests.fakes.plc import Mood
 from tests.services.creation_host import (
     ROTATION,
@@ -484,3 +487,59 @@ async def test_what_the_operator_sets_aside_is_given_by_the_operator_only(
     assert not (await host.names.check("prize.pds.test")).is_available
     await host.handle_change.change(alice.aid, "prize.pds.test", order=Order("admin"))
     await host.assert_agrees(alice.did)
+
+
+async def test_another_node_leaves_young_acts_alone_and_settles_old_ones(
+    host: IdentityHost,
+) -> None:
+    """With several nodes on one database a row may be somebody's."""
+    alice = await host.add()
+    await crash(host, alice, "after", "identity.record")
+    other = host.make_journal(exclusive=False)
+    assert (await other.recover())[Settled.WAITING] == 1
+    error = await refusal(host.make_change(other).change(alice.aid, "impatient.pds.test"))
+    assert "under way" in error.message
+    host.clock.advance(31)
+    assert (await other.recover())[Settled.COMPLETED] == 1
+    assert (await host.assert_agrees(alice.did)).handle == "new.pds.test"
+
+
+async def test_what_was_judged_too_early_is_not_undone(host: IdentityHost) -> None:
+    """A row was read before its operation was written into it: it may be at the directory."""
+    alice = await host.add()
+    await crash(host, alice, "after", "identity.reserve")
+    [row] = await host.engine.read("test.rows", list_journal, ACT_KIND)
+    act = decode_act(row.state)
+    log = host.plc.directory.get_log(alice.did)
+    assert log is not None
+    fields = make_handle_update(log.active[-1].operation, Handle("new.pds.test"))
+    operation = sign_operation(fields, ROTATION)
+    host.plc.directory.submit(alice.did, operation.to_json())
+    state = encode_act(act.with_operation(operation))
+
+    def record(txn: Txn) -> None:
+        update_journal(txn, row.journal_id, state=state, attempts=0, now_us=host.clock.now_us())
+
+    await host.engine.transact("test.record", record)
+    assert await host.journal._settle(row) is Settled.WAITING
+    await host.journal.recover()
+    assert (await host.assert_agrees(alice.did)).handle == "new.pds.test"
+
+
+async def test_a_journal_that_loses_its_row_to_another_node_says_so(host: IdentityHost) -> None:
+    """The node was held up for long, and the act was settled meanwhile."""
+    alice = await host.add()
+    host.identity_plc.gate = asyncio.Event()
+    slow = asyncio.create_task(host.handle_change.change(alice.aid, "new.pds.test"))
+    while not any(
+        decode_act(row.state).operation
+        for row in await host.engine.read("test.rows", list_journal, ACT_KIND)
+    ):
+        await asyncio.sleep(0)
+    host.clock.advance(60)
+    other = host.make_journal(exclusive=False)
+    host.identity_plc.gate.set()
+    assert (await other.recover())[Settled.WAITING] == 0
+    results = await asyncio.gather(slow, return_exceptions=True)
+    assert isinstance(results[0], str | RequestError)
+    assert (await host.assert_agrees(alice.did)).handle == "new.pds.test"
