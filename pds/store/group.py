@@ -12,6 +12,10 @@ one at fault is the only one to fail. A job that failed by itself is answered af
 its failure may have come from what an earlier job of the group wrote. A failed COMMIT leaves
 the outcome unknown; it fails the group, and `stop` tells the writer to reopen the database.
 
+A database may put off statements whose answer nobody reads, so that a failure shows when the job
+has ended. `take_failed` names such jobs, before numbers are taken and after the commit; they are
+undone and answered as any that failed.
+
 `Interrupted`, from wherever it comes, says that nothing of the transaction is in the database and
 that no job is at fault: its jobs are run again, alone, a few times.
 
@@ -22,7 +26,7 @@ the event loop either; that is `writer.py`.
 import logging
 import time
 from asyncio import Future
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 
@@ -69,6 +73,11 @@ class WriteConnection(Protocol):
     def in_transaction(self) -> bool:
         """Whether a transaction is open, as the database sees it."""
 
+    @property
+    def opening_error(self) -> StoreError | None:
+        """Why the transaction could not be opened, where that shows with its first statement."""
+        return None
+
     def begin(self, accounts: Sequence[int]) -> None:
         """Open a transaction and lock `accounts`, given in ascending order."""
 
@@ -88,10 +97,22 @@ class WriteConnection(Protocol):
         """Return to the mark and forget it."""
 
     def execute(self, sql: str, params: Params) -> list[Row]:
-        """Run one statement."""
+        """Run one statement; a write without RETURNING may be put off, up to `settle`."""
 
     def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
-        """Run one statement for each row of parameters."""
+        """Run one statement for each row of parameters; may be put off too."""
+
+    def settle(self, *, takes_numbers: bool) -> None:
+        """Run what was put off, as far as that must be before the commit; after the last job."""
+        return
+
+    def take_failed(self) -> Mapping[int, StoreError]:
+        """Return the jobs of which a statement that was put off has failed, and why.
+
+        They are undone. Their numbers are the order in which they ran, from 0. Asked after
+        `settle` and after `commit`.
+        """
+        return {}
 
     def lock_accounts(self, aids: Iterable[int]) -> None:
         """Lock further accounts inside the transaction."""
@@ -164,12 +185,24 @@ class _Alone:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a commit made durable, or may have, and the jobs' hooks that follow from it."""
+
+    group: CommittedGroup
+    hooks: tuple[Callable[[], None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GroupResult:
-    """Jobs that may be answered now, in order, and what became durable with them."""
+    """Jobs that may be answered now, in order, and what became durable with them.
+
+    `doubted` is what became durable if the commit, whose outcome is unknown, took place.
+    """
 
     jobs: tuple[Job, ...]
     group: CommittedGroup | None = None
     stop: StoreError | None = None
+    doubted: Outcome | None = None
 
 
 class WriterTxn(Txn):
@@ -350,15 +383,14 @@ class GroupRunner:
         try:
             now_us = self._clock.now_us()
             self._connection.begin(sorted({aid for job in jobs for aid in job.accounts}))
-        except Exception as error:  # the clock or the database refuses: answer all of them
-            self._connection.rollback()
-            for job in jobs:
-                job.error = error
-            return GroupResult(tuple(jobs))
+        except Exception as error:  # the clock or the database refuses
+            return self._answer_all(jobs, error)
         deadline = time.monotonic() + MAX_GROUP_S
         for number, job in enumerate(jobs, start=1):
             started.append(job)
             is_alive = self._run_body(job, shares=len(jobs) > 1)
+            if not is_alive and (opening_error := self._connection.opening_error) is not None:
+                return self._answer_all(jobs, opening_error)
             if not is_alive or time.monotonic() >= deadline:
                 for later in reversed(jobs[number:]):
                     source.give_back(later)
@@ -366,6 +398,14 @@ class GroupRunner:
                     return self._give_up(started)
                 break
         return self._finish(started, now_us)
+
+    def _answer_all(self, jobs: list[Job], error: Exception) -> GroupResult:
+        """Answer jobs whose transaction could not be opened."""
+        self._connection.rollback()
+        for job in jobs:
+            job.reset()
+            job.error = error
+        return GroupResult(tuple(jobs))
 
     def _run_body(self, job: Job, *, shares: bool) -> bool:
         """Run one job; False when the transaction is gone, or must go with a failed job.
@@ -413,12 +453,17 @@ class GroupRunner:
     def _finish(self, started: list[Job], now_us: int) -> GroupResult | None:
         """Number the events of the surviving jobs and commit."""
         survivors = [job for job in started if job.error is None]
-        if not survivors:
-            return self._undo_all(started)
         try:
+            if survivors:
+                self._connection.settle(takes_numbers=any(job.events for job in survivors))
+                survivors = self._drop_failed(started)
+            if not survivors:
+                return self._undo_all(started)
             self._connection.announce([aid for job in survivors for aid in job.announced])
             events, numbering = self._number(survivors, now_us)
         except BaseException as error:  # a frame that cannot be built, a full disk
+            if (opening_error := self._connection.opening_error) is not None:
+                return self._answer_all(started, opening_error)
             if len(started) == 1:
                 started[0].error = error
                 started[0].result = None
@@ -429,13 +474,33 @@ class GroupRunner:
             started[0].error = error
             return self._give_up(started)
         except StoreError as error:
-            return self._stop(started, error)
+            return self._stop(started, error, self._outcome(survivors, events, numbering))
+        survivors = self._drop_failed(started)
+        return GroupResult(tuple(started), self._outcome(survivors, events, numbering).group)
+
+    def _drop_failed(self, started: list[Job]) -> list[Job]:
+        """Take note of the jobs that failed after they had ended; return the others."""
+        for number, error in self._connection.take_failed().items():
+            job = started[number]
+            job.error = error
+            job.result = None
+            job.drop_effects()
+        return [job for job in started if job.error is None]
+
+    def _outcome(
+        self,
+        survivors: list[Job],
+        events: Sequence[CommittedEvent],
+        numbering: Sequence[Statement],
+    ) -> "Outcome":
+        """Return what the commit makes durable, and what is to follow."""
         statements: list[Statement] = []
         if self._keep_log:
             for job in survivors:
                 statements += job.statements
             statements += numbering
-        return GroupResult(tuple(started), CommittedGroup(tuple(events), tuple(statements)))
+        hooks = tuple(hook for job in survivors for hook in job.hooks)
+        return Outcome(CommittedGroup(tuple(events), tuple(statements)), hooks)
 
     def _undo_all(self, started: list[Job]) -> GroupResult | None:
         """Answer a group of which no job survived."""
@@ -464,10 +529,12 @@ class GroupRunner:
         )
         return events, [update, *inserts]
 
-    def _stop(self, started: list[Job], error: StoreError) -> GroupResult:
+    def _stop(
+        self, started: list[Job], error: StoreError, doubted: "Outcome | None" = None
+    ) -> GroupResult:
         """Fail the group: whether it became durable is unknown, so nobody may go on."""
         failure = Unavailable(f"the commit failed: {error}")
         for job in started:
             job.reset()
             job.error = failure
-        return GroupResult(tuple(started), stop=failure)
+        return GroupResult(tuple(started), stop=failure, doubted=doubted)

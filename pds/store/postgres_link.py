@@ -1,8 +1,14 @@
 """One connection to PostgreSQL: statements in the shared text, errors in the store's own words.
 
-With `postgres.py` and `postgres_listen.py` the only modules that import psycopg. Parameters go in
-binary with fixed types (64-bit integer, text, bytes), so that each text is prepared once whatever
-its values, and a text is refused where bytes belong, as SQLite's STRICT tables refuse it.
+With `postgres.py` and `postgres_listen.py` the only modules that import psycopg. Of psycopg we use
+how it connects, its libpq and its loaders of rows: `Link.run` sends any number of statements at
+once (libpq's pipeline mode) and reads all answers, which takes one round trip and a third of the
+CPU of psycopg's cursors. After a statement that failed, the server skips the rest of its batch, and
+`Link.failed_at` says which it was.
+
+Parameters go in binary with fixed types (64-bit integer, text, bytes), so that each text is
+prepared once whatever its values, and a text is refused where bytes belong, as SQLite's STRICT
+tables refuse it.
 
 A connection that is lost is opened again when it is next needed. What failed because of that, or of
 another writer (deadlock, serialization), raises `Interrupted`: nothing of it is in the database,
@@ -10,16 +16,17 @@ and it may simply be run again.
 """
 
 import contextlib
+import select
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import adapt, errors, pq
+from psycopg.abc import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8BinaryDumper
-from psycopg.types.string import StrBinaryDumper
 
 from pds.errors import ConfigError, Conflict, Corrupt, StoreError, Unavailable
 from pds.store.base import QueueLimits
@@ -27,6 +34,7 @@ from pds.store.engine import MAX_READ_S, Interrupted, Params, Row
 from pds.store.reader import ReadConnection
 
 PREPARED_TEXTS: Final = 400
+"""With more of them prepared, all are forgotten: each takes memory of the server."""
 MAX_CONVERTED: Final = 4096
 RECONNECT_STEP_S: Final = 0.1
 WRITE_TIMEOUT: Final = "60s"
@@ -47,9 +55,11 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "15000",
     "target_session_attrs": "read-write",
 }
-_BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _TRY_AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 _UNAVAILABLE_CLASSES: Final = ("08", "53", "55", "57", "58", "25")
+_INT8, _TEXT, _BYTEA, _UNKNOWN = 20, 25, 17, 0
+_UTILITIES: Final = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "SET", "SHOW")
+"""Texts that start so have no plan that would be worth keeping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class PostgresSettings:
 
     url: str = field(repr=False)
     readers: int = 4
+    workers: int = 2
+    """Processes for long reads, each started when it is needed; 0 leaves them to the readers."""
     poll_s: float = 0.5
     """How often other nodes' commits are looked for, should a notification not come."""
     reconnect_s: float = 10.0
@@ -101,11 +113,57 @@ def translate(error: Exception, *, is_lost: bool = False) -> StoreError:
     return StoreError(text)
 
 
-def _without_nul(sql: str, params: Params) -> Params:
-    """Let a search for a text with NUL find nothing: PostgreSQL neither stores nor compares it."""
-    if not sql.startswith("SELECT"):
-        raise StoreError("a text with NUL cannot be stored")
-    return [value.replace("\0", NOWHERE) if isinstance(value, str) else value for value in params]
+class Message(NamedTuple):
+    """A statement with its parameters, as they go over the wire."""
+
+    text: str
+    types: tuple[int, ...] = ()
+    values: tuple[bytes | None, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return 100 + sum(len(value) for value in self.values if value is not None)
+
+
+_BEGIN_READ: Final = Message("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+_ROLLBACK: Final = Message("ROLLBACK")
+_pack_int: Final = struct.Struct(">q").pack
+
+
+def encode_value(value: object, *, searches: bool) -> tuple[int, bytes | None]:
+    """Return the type and the binary form of a parameter.
+
+    PostgreSQL neither stores nor compares NUL in a text: who searches for one finds nothing.
+    Raises: StoreError.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            if not searches:
+                raise StoreError("a text with NUL cannot be stored")
+            value = value.replace("\0", NOWHERE)
+        return _TEXT, value.encode()
+    if isinstance(value, int):
+        try:
+            return _INT8, _pack_int(value)
+        except struct.error as error:
+            raise StoreError("a number has more than 64 bits") from error
+    if value is None:
+        return _UNKNOWN, None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _BYTEA, bytes(value)
+    raise StoreError(f"a {type(value).__name__} cannot be a parameter")
+
+
+def encode_message(sql: str, params: Params = ()) -> Message:
+    """Return a statement as it goes over the wire; raises StoreError."""
+    if not params:
+        return Message(sql)
+    searches = sql.startswith("SELECT")
+    encoded = [encode_value(value, searches=searches) for value in params]
+    return Message(
+        sql, tuple(kind for kind, _ in encoded), tuple(content for _, content in encoded)
+    )
 
 
 class Link:
@@ -115,8 +173,18 @@ class Link:
         self._conninfo = conninfo
         self._session = session
         self._raw: psycopg.Connection[Row] | None = None
-        self._cursor: psycopg.RawCursor[Row] | None = None
-        self._texts: dict[str, str] = {}
+        self._loader: Transformer | None = None
+        self._poll = select.poll()
+        self._texts: dict[str, bytes] = {}
+        self._seen: set[tuple[str, tuple[int, ...]]] = set()
+        self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        self._names = 0
+        self._unread = False
+        self._answers: Sequence[pq.abc.PGresult] = ()
+        self.failed_at: int | None = None
+        """Which statement of the last batch failed; None when it was not one of them."""
+        self.tag = b""
+        """What the server called the last statement of the last batch."""
         self.damage: str | None = None
         self.trouble: str | None = None
 
@@ -128,26 +196,27 @@ class Link:
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open, as far as this side knows."""
-        return self.is_open and self._status() != pq.TransactionStatus.IDLE
+        return self.is_open and not self._unread and self._status() != pq.TransactionStatus.IDLE
 
-    def open(self) -> psycopg.Connection[Row]:
+    def open(self) -> None:
         """Open a fresh connection; raises Unavailable."""
         self.close()
         try:
             raw = psycopg.Connection.connect(self._conninfo, autocommit=True)
-            raw.prepare_threshold = 2
-            raw.prepared_max = PREPARED_TEXTS
-            for kind in (int, bool):
-                raw.adapters.register_dumper(kind, Int8BinaryDumper)
-            raw.adapters.register_dumper(str, StrBinaryDumper)
             for name, value in self._session.items():
-                raw.execute(f"SET {name} = '{value}'")
+                raw.execute(f"SET {name} = '{value}'", prepare=False)
+            raw.pgconn.nonblocking = 1
+            raw.pgconn.enter_pipeline_mode()
         except psycopg.Error as error:
             self.trouble = f"the database cannot be reached: {error}".strip()
             raise Unavailable(self.trouble) from error
         self._raw = raw
-        self._cursor = psycopg.RawCursor(raw)
-        return raw
+        self._loader = adapt.Transformer(raw)
+        self._poll = select.poll()
+        self._poll.register(raw.pgconn.socket, select.POLLIN)
+        self._seen.clear()
+        self._prepared.clear()
+        self._unread = False
 
     def ensure_open(self, patience_s: float = 0.0) -> None:
         """Open the connection unless it is, trying for a while; raises Unavailable."""
@@ -162,45 +231,51 @@ class Link:
 
     def execute(self, sql: str, params: Params = ()) -> list[Row]:
         """Run one statement and return all its rows."""
-        cursor = self._cursor
-        if cursor is None:
-            raise Interrupted("the connection to the database was lost")
-        if any(type(value) is str and "\0" in value for value in params):
-            params = _without_nul(sql, params)
-        try:
-            if not params:
-                cursor.execute(self._convert(sql), binary=";" not in sql)
-            else:
-                cursor.execute(self._convert(sql), params, binary=True)
-            return cursor.fetchall() if cursor.description is not None else []
-        except psycopg.Error as error:
-            raise self.failed(error) from error
+        return self.run((encode_message(sql, params),))
 
-    def execute_together(self, *statements: tuple[str, Params]) -> list[Row]:
-        """Run several statements in one round trip; return the rows of the last.
+    def run(self, messages: Sequence[Message]) -> list[Row]:
+        """Run statements in one round trip and return the rows of the last.
 
-        All of them are the server's before the first answer is read.
+        All of them are the server's before the first answer is read; what follows one that failed
+        is not run. Raises: its failure, with `failed_at` set.
         """
+        self.failed_at = None
         raw = self._raw
         if raw is None:
             raise Interrupted("the connection to the database was lost")
         try:
-            with raw.pipeline():
-                for sql, params in statements:
-                    cursor = psycopg.RawCursor(raw)
-                    cursor.execute(self._convert(sql), params, binary=True)
-            return cursor.fetchall() if cursor.description is not None else []
+            if self._unread:
+                self._read_unread(raw.pgconn)
+            if len(self._prepared) >= PREPARED_TEXTS:
+                self._forget_prepared(raw.pgconn)
+            expected = self._send(raw.pgconn, messages)
+            self._answers = self._read(raw.pgconn, expected)
         except psycopg.Error as error:
             raise self.failed(error) from error
+        if not messages:
+            return []
+        self.tag = self._answers[-1].command_status or b""
+        return self.rows_of(len(messages) - 1)
 
-    def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
-        """Run one statement for each row of parameters."""
-        if self._cursor is None:
-            raise Interrupted("the connection to the database was lost")
+    def rows_of(self, number: int) -> list[Row]:
+        """Return the rows of one statement of the last batch."""
+        answer = self._answers[number]
+        if answer.status != pq.ExecStatus.TUPLES_OK or not answer.ntuples:
+            return []
+        assert self._loader is not None  # noqa: S101  there is one with each connection
+        self._loader.set_pgresult(answer)
+        return self._loader.load_rows(0, answer.ntuples, tuple)
+
+    def send(self, message: Message) -> None:
+        """Send a statement; its answer is read before the next one, and a failure ignored."""
+        raw = self._raw
+        if raw is None or self._unread:
+            return
         try:
-            self._cursor.executemany(self._convert(sql), rows)
+            self._send(raw.pgconn, (message,))
+            self._unread = True
         except psycopg.Error as error:
-            raise self.failed(error) from error
+            self.failed(error)
 
     def rollback(self) -> None:
         """Undo the transaction, if one is open. Never raises: a lost connection has none."""
@@ -209,6 +284,26 @@ class Link:
                 self.execute("ROLLBACK")
             except StoreError:
                 self.close()
+
+    def take_notices(self, wait_s: float) -> list[str]:
+        """Return what was notified on the channels that were asked for; waits for the first.
+
+        Raises: Interrupted when the connection is lost.
+        """
+        raw = self._raw
+        if raw is None:
+            raise Interrupted("the connection to the database was lost")
+        heard: list[str] = []
+        try:
+            for turn in range(2):
+                while (note := raw.pgconn.notifies()) is not None:
+                    heard.append(note.extra.decode())
+                if heard or turn or not self._poll.poll(wait_s * 1000):
+                    break
+                raw.pgconn.consume_input()
+        except psycopg.Error as error:
+            raise self.failed(error) from error
+        return heard
 
     def has_table(self, name: str) -> bool:
         """Whether the table exists."""
@@ -223,7 +318,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connection."""
-        raw, self._raw, self._cursor = self._raw, None, None
+        raw, self._raw = self._raw, None
         if raw is not None:
             with contextlib.suppress(psycopg.Error):
                 raw.close()
@@ -244,20 +339,134 @@ class Link:
         assert self._raw is not None  # noqa: S101  asked only while open
         return self._raw.info.transaction_status
 
-    def _convert(self, sql: str) -> str:
+    def _send(
+        self, pgconn: pq.abc.PGconn, messages: Sequence[Message]
+    ) -> list[tuple[int, tuple[str, tuple[int, ...]] | None]]:
+        """Hand statements to libpq; return what will be answered, in order.
+
+        Each is the number of a statement and, when the answer is to its preparation, its key.
+        """
+        expected: list[tuple[int, tuple[str, tuple[int, ...]] | None]] = []
+        for number, message in enumerate(messages):
+            key = (message.text, message.types)
+            formats = [pq.Format.BINARY] * len(message.values)
+            name = self._prepared.get(key)
+            if name is None and key in self._seen and len(self._prepared) < PREPARED_TEXTS:
+                self._names += 1
+                name = self._prepared[key] = b"s%d" % self._names
+                pgconn.send_prepare(name, self._convert(message.text), message.types)
+                expected.append((number, key))
+            if name is not None:
+                pgconn.send_query_prepared(name, message.values, formats, pq.Format.BINARY)
+            else:
+                self._note_seen(key)
+                pgconn.send_query_params(
+                    self._convert(message.text),
+                    message.values,
+                    message.types,
+                    formats,
+                    pq.Format.BINARY,
+                )
+            expected.append((number, None))
+        pgconn.pipeline_sync()
+        self._flush(pgconn)
+        return expected
+
+    def _flush(self, pgconn: pq.abc.PGconn) -> None:
+        """Have everything sent; takes in answers meanwhile, or both sides could wait for ever."""
+        if not pgconn.flush():
+            return
+        self._poll.modify(pgconn.socket, select.POLLIN | select.POLLOUT)
+        try:
+            while pgconn.flush():
+                if self._poll.poll()[0][1] & ~select.POLLOUT:
+                    pgconn.consume_input()
+        finally:
+            self._poll.modify(pgconn.socket, select.POLLIN)
+
+    def _read(
+        self,
+        pgconn: pq.abc.PGconn,
+        expected: Sequence[tuple[int, tuple[str, tuple[int, ...]] | None]],
+    ) -> list[pq.abc.PGresult]:
+        """Read the answers of a batch to its end; return those to its statements.
+
+        Raises: the first failure.
+        """
+        failure: psycopg.Error | None = None
+        answers: list[pq.abc.PGresult] = []
+        for number, key in expected:
+            while (result := self._next(pgconn, failure)) is not None:
+                if key is None:
+                    answers.append(result)
+                if result.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED):
+                    if key is not None:
+                        self._prepared.pop(key, None)
+                    if failure is None:
+                        failure = errors.error_from_result(result)
+                        self.failed_at = number
+        self._next(pgconn, failure)  # the end of the batch
+        if failure is not None:
+            raise failure
+        return answers
+
+    def _next(
+        self, pgconn: pq.abc.PGconn, failure: psycopg.Error | None = None
+    ) -> pq.abc.PGresult | None:
+        """Wait for the next answer. A lost connection raises what the server said before."""
+        try:
+            while pgconn.is_busy():
+                self._poll.poll()
+                pgconn.consume_input()
+            result = pgconn.get_result()
+        except psycopg.Error as error:
+            raise failure or error from error
+        if pgconn.status == pq.ConnStatus.BAD:
+            if failure is None and result is not None:
+                failure = errors.error_from_result(result)
+            raise failure or psycopg.OperationalError("the connection was lost")
+        return result
+
+    def _read_unread(self, pgconn: pq.abc.PGconn) -> None:
+        """Read the answer to what `send` sent."""
+        self._unread = False
+        while self._next(pgconn) is not None:
+            pass
+        self._next(pgconn)
+
+    def _forget_prepared(self, pgconn: pq.abc.PGconn) -> None:
+        """Drop all prepared statements, unless a transaction is open that could have failed."""
+        if self._status() == pq.TransactionStatus.IDLE:
+            self._prepared.clear()
+            self._seen.clear()
+            self._read(pgconn, self._send(pgconn, (Message("DEALLOCATE ALL"),)))
+
+    def _note_seen(self, key: tuple[str, tuple[int, ...]]) -> None:
+        """Remember a text, which is prepared when it comes again."""
+        if key[0].startswith(_UTILITIES):
+            return
+        if len(self._seen) >= MAX_CONVERTED:
+            self._seen.clear()
+        self._seen.add(key)
+
+    def _convert(self, sql: str) -> bytes:
         """Number the parameters. No literal of ours holds a `?` (`statements.py`)."""
         text = self._texts.get(sql)
         if text is None:
             first, *rest = sql.split("?")
-            text = first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
+            numbered = first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
             if len(self._texts) >= MAX_CONVERTED:
                 self._texts.clear()
-            self._texts[sql] = text
+            text = self._texts[sql] = numbered.encode()
         return text
 
 
 class PostgresReader(ReadConnection):
-    """A connection that only reads, each job in one snapshot of limited age."""
+    """A connection that only reads, each job in one snapshot of limited age.
+
+    BEGIN goes with the first statement of a job, and nobody waits for the answer to its ROLLBACK:
+    a job with one statement takes one round trip.
+    """
 
     def __init__(self, conninfo: str, *, max_read_s: float = MAX_READ_S) -> None:
         limit = f"{max_read_s * 1000:.0f}ms"
@@ -265,36 +474,40 @@ class PostgresReader(ReadConnection):
         self.link = Link(conninfo, session)
         self._is_begun = False
 
+    @property
+    def damage(self) -> str | None:
+        """What was found damaged."""
+        return self.link.damage
+
     def begin(self) -> None:
         """Start a snapshot, with the first statement: a job without any costs nothing."""
         self._is_begun = False
 
     def execute(self, sql: str, params: Params) -> list[Row]:
         """Run one SELECT and return all rows."""
-        link = self.link
-        if not self._is_begun:
-            self._start()
-            self._is_begun = True
-        rows = link.execute(sql, params)
-        link.trouble = None
+        message = encode_message(sql, params)
+        rows = self.link.run((message,)) if self._is_begun else self._start(message)
+        self.link.trouble = None
         return rows
 
-    def _start(self) -> None:
+    def _start(self, message: Message) -> list[Row]:
         """Begin, on a new connection if the old one was lost while it was idle."""
         is_fresh = not self.link.is_open
         self.link.ensure_open()
+        self._is_begun = True
         try:
-            self.link.execute(_BEGIN_READ)
+            return self.link.run((_BEGIN_READ, message))
         except Interrupted:
-            if is_fresh:
+            if is_fresh or self.link.is_open:
                 raise
             self.link.ensure_open()
-            self.link.execute(_BEGIN_READ)
+            return self.link.run((_BEGIN_READ, message))
 
     def end(self) -> None:
         """End the snapshot."""
-        if self._is_begun:
-            self.link.rollback()
+        if self._is_begun and self.link.in_transaction:
+            self.link.send(_ROLLBACK)
+        self._is_begun = False
 
     def interrupt(self) -> None:
         """Make the running statement fail."""

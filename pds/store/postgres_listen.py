@@ -113,7 +113,7 @@ class Listener:
 
     def _listen(self, *, is_first: bool) -> None:
         """Pass on what is heard until the end, or until the connection is lost."""
-        raw = self._link.open()
+        self._link.open()
         self._link.execute(f"LISTEN {CHANNEL}")
         if not is_first:  # notifications may be lost
             self._pass_on(ForeignCommits(self._read(), None))
@@ -126,8 +126,7 @@ class Listener:
                     self._pass_on(ForeignCommits(last_seq, ()))
                 self.trouble = None
                 look_at = time.monotonic() + self._poll_s
-            heard = [note.payload for note in raw.notifies(timeout=wait_s, stop_after=1)]
-            commits = decode_payloads(heard, self._node)
+            commits = decode_payloads(self._link.take_notices(wait_s), self._node)
             if commits is not None:
                 self._pass_on(commits)
 

@@ -141,6 +141,7 @@ async def test_a_deadlock_is_run_again(backend: PostgresBackend) -> None:
         def job(txn: Txn, first: int, second: int) -> None:
             runs.append(first)
             txn.lock_accounts((first,))
+            count(txn)  # the lock is asked for with what is read behind it
             if len(runs) <= 2:
                 met.wait(10)
             txn.lock_accounts((second,))
@@ -151,7 +152,7 @@ async def test_a_deadlock_is_run_again(backend: PostgresBackend) -> None:
             two.transact("two", job, 2, 1, accounts=(9,)),
         )
         assert sorted(runs[:2]) == [1, 2]
-        assert len(runs) == 3
+        assert len(runs) >= 3
         assert await two.read("count", count) == 2
 
 
