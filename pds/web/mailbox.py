@@ -14,6 +14,11 @@ from pds.web.pages import Pages
 from pds.web.router import WebHandler, WebRouter
 
 PATH: Final = "/mailbox"
+FRAME_POLICY: Final = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""The frame has the policy of its page: of what mails may hold, only their styles are let in."""
 
 
 def add_routes(router: WebRouter, *, mailbox: MemoryMailbox, pages: Pages) -> None:
@@ -41,7 +46,9 @@ def _show_mail(mailbox: MemoryMailbox, pages: Pages) -> WebHandler:
         for kept in mailbox.received():
             if str(kept.at_us) == asked:
                 values = {"at": _instant(kept.at_us), "mail": kept.mail, "path": PATH}
-                return pages.render("mail.html", values)
+                page = pages.render("mail.html", values)
+                page.headers["Content-Security-Policy"] = FRAME_POLICY
+                return page
         raise web.HTTPNotFound
 
     return handle

@@ -222,6 +222,9 @@ async def test_mailbox_page_shows_both_parts_without_running_anything(host: Host
     kept = host.mailbox.received()[-1]
     async with host.client.http.get(f"{host.client.url}/mailbox/{kept.at_us}") as answer:
         page = await answer.text()
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
     assert re.search(r'<iframe class="mail" sandbox title="[^"]+" srcdoc="&lt;!doctype', page)
     code = await mailed(host, "confirm_email")
     assert page.count(code) == 2
