@@ -36,6 +36,7 @@ class ServerProcess:
         self.start_times_s: list[float] = []
         self.arguments: tuple[str, ...] = ()
         """What else `pds serve` is told."""
+        self.start_timeout_s = START_TIMEOUT_S
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PDS_")},
             "PDS_HOSTNAME": "localhost",
@@ -78,7 +79,7 @@ class ServerProcess:
             while True:
                 if (
                     self.process.returncode is not None
-                    or time.monotonic() - began > START_TIMEOUT_S
+                    or time.monotonic() - began > self.start_timeout_s
                 ):
                     raise AssertionError(f"the server did not start:\n{self.log_tail()}")
                 try:

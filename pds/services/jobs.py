@@ -16,7 +16,7 @@ again after a minute, then two, four and so on, but not later than after its per
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -86,6 +86,8 @@ class Schedule:
         self._is_shared = is_shared
         self._lease_s = lease_s
         self._jobs: dict[str, ScheduledJob] = {}
+        self._registering = asyncio.Lock()
+        self._is_registered = False
 
     @property
     def jobs(self) -> tuple[ScheduledJob, ...]:
@@ -129,27 +131,32 @@ class Schedule:
             await sleep(job.period_us / US_PER_S)
 
     async def _leased(self, job: ScheduledJob, clock: Clock, sleep: Sleep) -> None:
-        is_known = False
         while True:
             try:
-                if not is_known:
-                    await self._engine.transact(
-                        "job.put", _put, job, clock.now_us(), not self._is_shared, bulk=True
-                    )
-                    is_known = True
+                await self._register(clock)
                 wait_s = await self._turn(job, clock)
             except StoreError as error:
                 # The engine and the clock say loudly what is the matter with them.
-                _log.info("job.not_looked_at", job=job.name, reason=str(error))
+                _log.debug("job.not_looked_at", job=job.name, reason=str(error))
                 wait_s = RETRY_S
             await sleep(wait_s)
+
+    async def _register(self, clock: Clock) -> None:
+        """Bring the rows of all jobs up to date, once, in one transaction."""
+        async with self._registering:
+            if not self._is_registered:
+                jobs = [job for job in self.jobs if not job.per_node]
+                await self._engine.transact(
+                    "job.put", _put, jobs, clock.now_us(), not self._is_shared, bulk=True
+                )
+                self._is_registered = True
 
     async def _turn(self, job: ScheduledJob, clock: Clock) -> float:
         """Do the job if it is due and nobody's; return for how long to leave it alone."""
         row = await self._engine.read("job.get", get_job, job.name)
         now_us = clock.now_us()
         if row is None:  # dropped as an old one
-            await self._engine.transact("job.put", _put, job, now_us, False, bulk=True)
+            await self._engine.transact("job.put", _put, [job], now_us, False, bulk=True)
             return 0.0
         if row.is_leased(now_us):
             return _until(row.lease_until or 0, now_us)
@@ -268,16 +275,17 @@ def _until(instant: int, now_us: int) -> float:
     return min((instant - now_us) / US_PER_S, LOOK_S)
 
 
-def _put(txn: Txn, job: ScheduledJob, now_us: int, alone: bool) -> None:
-    put_job(
-        txn,
-        job.name,
-        period_us=job.period_us,
-        now_us=now_us,
-        first_at=now_us + job.first_after_us,
-        at_start=job.at_start,
-        alone=alone,
-    )
+def _put(txn: Txn, jobs: Sequence[ScheduledJob], now_us: int, alone: bool) -> None:
+    for job in jobs:
+        put_job(
+            txn,
+            job.name,
+            period_us=job.period_us,
+            now_us=now_us,
+            first_at=now_us + job.first_after_us,
+            at_start=job.at_start,
+            alone=alone,
+        )
 
 
 def _take(txn: Txn, name: str, node: str, now_us: int, lease_us: int) -> tuple[int, int] | None:

@@ -92,6 +92,8 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
     }
     async with running_plc() as plc, aiohttp.ClientSession() as session:
         nodes = [ServerProcess(tmp_path / f"node{n}", plc.url, **shared) for n in range(3)]
+        for node in nodes:
+            node.start_timeout_s = 90  # with all the others on the same cores
         cluster = Cluster(nodes, session)
         try:
             await asyncio.gather(*(node.start() for node in nodes))
