@@ -19,7 +19,6 @@ from pds.services.mail_tokens import MailTokens
 from pds.services.plc_operations import PlcOperations, PlcSettings
 from pds.services.repos import Repos
 from pds.services.reserved_keys import ReservedKeys
-from pds.services.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class Parts:
     accounts: Accounts
     handles: HandlePolicy
     repos: Repos
-    sessions: Sessions
+    states: AccountStates
     reserved_keys: ReservedKeys
     mail_tokens: MailTokens
     mails: AccountMails
@@ -94,7 +93,7 @@ def build_identity_services(base: Foundation, parts: Parts) -> IdentityServices:
             keystore=keystore,
             resolver=base.resolver,
             handles=parts.handles,
-            states=AccountStates(keystore=keystore, sessions=parts.sessions, cache=parts.cache),
+            states=parts.states,
             public_url=config.public_url,
         ),
         identity_journal=journal,

@@ -3,11 +3,17 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import pds
 from pds.app.foundation import Foundation
-from pds.app.identities import Parts, build_handle_policy, build_identity_services
+from pds.app.identities import (
+    IdentityServices,
+    Parts,
+    build_handle_policy,
+    build_identity_services,
+)
 from pds.app.mail import build_mails
 from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
@@ -15,6 +21,7 @@ from pds.config import Config
 from pds.errors import ConfigError, RemoteError
 from pds.net.xrpc_client import XrpcClient
 from pds.protocol.data import Json
+from pds.protocol.lexicon.catalog import Catalog
 from pds.protocol.syntax import Did, Handle
 from pds.services import Services
 from pds.services.account_cache import AccountCache
@@ -41,6 +48,7 @@ from pds.services.invites import Invites, InviteSettings
 from pds.services.lexicons import load_catalog
 from pds.services.login_limits import LoginLimits
 from pds.services.mail_tokens import MailTokens
+from pds.services.operator import Operator
 from pds.services.password_reset import PasswordReset
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
@@ -60,8 +68,85 @@ CLOCK_IDS: Final = 1024
 """A TID has ten bits for the clock that made it (DM-60)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What several services are made of."""
+
+    accounts: Accounts
+    cache: AccountCache
+    catalog: Catalog
+    firehose: Firehose
+    handles: HandlePolicy
+    identities: IdentityCheck
+    invites: Invites
+    mail_tokens: MailTokens
+    mails: AccountMails
+    passwords: Passwords
+    rate_limits: RateLimits
+    repos: Repos
+    reserved_keys: ReservedKeys
+    service_tokens: ServiceTokens
+    sessions: Sessions
+    states: AccountStates
+
+
 def build_services(base: Foundation, passwords: Passwords, options: Options) -> Services:
     """Make every service."""
+    config, engine, clock, keystore = base.config, base.engine, base.clock, base.keystore
+    common = _build_common(base, passwords, options)
+    cache, sessions, repos = common.cache, common.sessions, common.repos
+    identity = _build_identity_services(base, common)
+    return Services(
+        account_email=AccountEmail(
+            engine=engine,
+            clock=clock,
+            accounts=cache,
+            tokens=common.mail_tokens,
+            mails=common.mails,
+            blocked_domains=config.mail.blocked_domains,
+        ),
+        account_lifecycle=_build_lifecycle(base, common),
+        account_mails=common.mails,
+        account_reports=AccountReports(engine=engine, identities=common.identities),
+        accounts=common.accounts,
+        admin=AdminAuth(config.secrets.admin_password, common.rate_limits),
+        app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
+        blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
+        catalog=common.catalog,
+        crawlers=_build_crawlers(base, common.firehose),
+        credentials=Credentials(engine=engine, clock=clock, accounts=cache, sessions=sessions),
+        exports=Exports(engine=engine, cache=repos.cache, settings=config.exports),
+        firehose=common.firehose,
+        handle_change=identity.handle_change,
+        handle_names=identity.handle_names,
+        health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
+        identity=_build_identity(base, common),
+        identity_checks=identity.identity_checks,
+        identity_journal=identity.identity_journal,
+        invites=common.invites,
+        key_rotation=identity.key_rotation,
+        limits=config.limits,
+        mail_tokens=common.mail_tokens,
+        operator=_build_operator(base, common),
+        password_reset=_build_password_reset(base, common),
+        plc_operations=identity.plc_operations,
+        preferences=Preferences(engine=engine, wall=SystemClock()),
+        proxy=_build_proxy(base, common.service_tokens),
+        rate_limits=common.rate_limits,
+        repos=repos,
+        reserved_keys=common.reserved_keys,
+        rewinds=Rewinds(engine=engine, clock=clock, clock_id=_draw_clock_id(), keystore=keystore),
+        server_info=ServerInfo(_server_info_settings(config)),
+        service_tokens=common.service_tokens,
+        sessions=sessions,
+    )
+
+
+def _draw_clock_id() -> int:
+    return secrets.randbelow(CLOCK_IDS)
+
+
+def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _Common:
     config, engine, clock, keystore = base.config, base.engine, base.clock, base.keystore
     cache = AccountCache(engine)
     handles = build_handle_policy(base)
@@ -75,139 +160,123 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     )
     sessions = _build_sessions(base, cache, passwords, rate_limits)
     reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
-    accounts = _build_accounts(
-        base,
-        cache,
-        sessions=sessions,
-        passwords=passwords,
-        handles=handles,
-        reserved_keys=reserved_keys,
-        mails=mails,
-    )
-    repos = Repos(
-        engine=engine,
-        clock=clock,
-        keystore=keystore,
-        catalog=catalog,
-        accounts=cache,
-        documents=base.resolver,
-        clock_id=secrets.randbelow(CLOCK_IDS),
-    )
-    firehose = _build_firehose(base)
-    invites = _build_invites(base)
-    states = AccountStates(keystore=keystore, sessions=sessions, cache=cache)
-    service_tokens = _build_service_tokens(base, cache)
-    identities = _build_identity_check(base)
-    identity = build_identity_services(
-        base,
-        Parts(
-            cache=cache,
-            accounts=accounts,
-            handles=handles,
-            repos=repos,
-            sessions=sessions,
-            reserved_keys=reserved_keys,
-            mail_tokens=mail_tokens,
-            mails=mails,
-            clock_id=secrets.randbelow(CLOCK_IDS),
-        ),
-    )
-    return Services(
-        account_email=AccountEmail(
-            engine=engine,
-            clock=clock,
-            accounts=cache,
-            tokens=mail_tokens,
-            mails=mails,
-            blocked_domains=config.mail.blocked_domains,
-        ),
-        account_lifecycle=AccountLifecycle(
-            engine=engine,
-            clock=clock,
-            clock_id=secrets.randbelow(CLOCK_IDS),
-            states=states,
-            cache=cache,
-            sessions=sessions,
-            identities=identities,
-            documents=base.resolver,
-            mail_tokens=mail_tokens,
-        ),
-        account_mails=mails,
-        account_reports=AccountReports(engine=engine, identities=identities),
-        accounts=accounts,
-        admin=AdminAuth(config.secrets.admin_password, rate_limits),
-        app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
-        blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
-        catalog=catalog,
-        crawlers=Crawlers(
-            http=base.trusted,
-            relays=config.federation.crawlers,
-            hostname=config.netloc,
-            reader_count=lambda: firehose.reader_count,
-        ),
-        credentials=Credentials(engine=engine, clock=clock, accounts=cache, sessions=sessions),
-        exports=Exports(engine=engine, cache=repos.cache, settings=config.exports),
-        firehose=firehose,
-        health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
-        identity=Identity(
-            resolver=base.resolver,
-            accounts=accounts,
-            handles=handles,
-            engine=engine,
-            ask_appview=_ask_appview(base),
-        ),
-        invites=invites,
-        handle_change=identity.handle_change,
-        handle_names=identity.handle_names,
-        identity_checks=identity.identity_checks,
-        identity_journal=identity.identity_journal,
-        key_rotation=identity.key_rotation,
-        limits=config.limits,
-        mail_tokens=mail_tokens,
-        operator=build_operator(
+    return _Common(
+        accounts=_build_accounts(
             base,
-            OperatorParts(
-                cache=cache,
-                sessions=sessions,
-                passwords=passwords,
-                states=states,
-                mails=mails,
-                accounts=accounts,
-                invites=invites,
-                handles=handles,
-            ),
-            clock_id=secrets.randbelow(CLOCK_IDS),
-        ),
-        password_reset=PasswordReset(
-            engine=engine,
-            clock=clock,
-            accounts=cache,
+            cache,
             sessions=sessions,
             passwords=passwords,
-            tokens=mail_tokens,
+            handles=handles,
+            reserved_keys=reserved_keys,
             mails=mails,
         ),
-        plc_operations=identity.plc_operations,
-        preferences=Preferences(engine=engine, wall=SystemClock()),
-        proxy=Proxy(
-            trusted=base.proxy_trusted,
-            guarded=base.proxy_guarded,
-            documents=base.resolver,
-            tokens=service_tokens,
-            settings=_proxy_settings(config),
-        ),
+        cache=cache,
+        catalog=catalog,
+        firehose=_build_firehose(base),
+        handles=handles,
+        identities=_build_identity_check(base),
+        invites=_build_invites(base),
+        mail_tokens=mail_tokens,
+        mails=mails,
+        passwords=passwords,
         rate_limits=rate_limits,
-        repos=repos,
-        reserved_keys=reserved_keys,
-        rewinds=Rewinds(
+        repos=Repos(
             engine=engine,
             clock=clock,
-            clock_id=secrets.randbelow(CLOCK_IDS),
             keystore=keystore,
+            catalog=catalog,
+            accounts=cache,
+            documents=base.resolver,
+            clock_id=_draw_clock_id(),
         ),
-        server_info=ServerInfo(_server_info_settings(config)),
-        service_tokens=service_tokens,
+        reserved_keys=reserved_keys,
+        service_tokens=_build_service_tokens(base, cache),
         sessions=sessions,
+        states=AccountStates(keystore=keystore, sessions=sessions, cache=cache),
+    )
+
+
+def _build_identity_services(base: Foundation, common: _Common) -> IdentityServices:
+    parts = Parts(
+        cache=common.cache,
+        accounts=common.accounts,
+        handles=common.handles,
+        repos=common.repos,
+        states=common.states,
+        reserved_keys=common.reserved_keys,
+        mail_tokens=common.mail_tokens,
+        mails=common.mails,
+        clock_id=_draw_clock_id(),
+    )
+    return build_identity_services(base, parts)
+
+
+def _build_lifecycle(base: Foundation, common: _Common) -> AccountLifecycle:
+    return AccountLifecycle(
+        engine=base.engine,
+        clock=base.clock,
+        clock_id=_draw_clock_id(),
+        states=common.states,
+        cache=common.cache,
+        sessions=common.sessions,
+        identities=common.identities,
+        documents=base.resolver,
+        mail_tokens=common.mail_tokens,
+    )
+
+
+def _build_crawlers(base: Foundation, firehose: Firehose) -> Crawlers:
+    return Crawlers(
+        http=base.trusted,
+        relays=base.config.federation.crawlers,
+        hostname=base.config.netloc,
+        reader_count=lambda: firehose.reader_count,
+    )
+
+
+def _build_identity(base: Foundation, common: _Common) -> Identity:
+    return Identity(
+        resolver=base.resolver,
+        accounts=common.accounts,
+        handles=common.handles,
+        engine=base.engine,
+        ask_appview=_ask_appview(base),
+    )
+
+
+def _build_operator(base: Foundation, common: _Common) -> Operator:
+    parts = OperatorParts(
+        cache=common.cache,
+        sessions=common.sessions,
+        passwords=common.passwords,
+        states=common.states,
+        mails=common.mails,
+        accounts=common.accounts,
+        invites=common.invites,
+        handles=common.handles,
+    )
+    return build_operator(base, parts, clock_id=_draw_clock_id())
+
+
+def _build_password_reset(base: Foundation, common: _Common) -> PasswordReset:
+    return PasswordReset(
+        engine=base.engine,
+        clock=base.clock,
+        accounts=common.cache,
+        sessions=common.sessions,
+        passwords=common.passwords,
+        tokens=common.mail_tokens,
+        mails=common.mails,
+    )
+
+
+def _build_proxy(base: Foundation, service_tokens: ServiceTokens) -> Proxy:
+    return Proxy(
+        trusted=base.proxy_trusted,
+        guarded=base.proxy_guarded,
+        documents=base.resolver,
+        tokens=service_tokens,
+        settings=_proxy_settings(base.config),
     )
 
 
