@@ -24,7 +24,7 @@ from pds.protocol.mst.proof import path_nodes
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, MissingBlock, NodeCache
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_nsid, parse_record_key, parse_tid
 from pds.services.availability import repo_not_found, sees_hidden
-from pds.services.export_car import find_repo, write_blocks, write_repo
+from pds.services.export_car import find_repo, write_blocks, write_repo, write_repo_whole
 from pds.services.principal import Principal
 from pds.services.spool import DEFAULT_SPOOL, ReaderGone, Spool, SpoolBudget, SpoolSettings
 from pds.store.accounts import AccountStatus
@@ -121,8 +121,9 @@ class Exports:
         # Only where it is read depends on this; what may be shown is asked in the snapshot itself.
         records = await self._engine.read("sync.export_size", _count_records, did)
         is_large = records >= self._settings.large_records
+        write_car = write_repo_whole if self._settings.with_hidden_records else write_repo
         await self._engine.stream(
-            "sync.export", write, write_repo, did, since, principal, apart=is_large
+            "sync.export", write, write_car, did, since, principal, apart=is_large
         )
 
     async def _read_blocks(

@@ -98,11 +98,26 @@ def write_repo(
 ) -> None:
     """Write the CAR of a repo: all of it, or what is newer than the rev `since`.
 
+    Records that were taken down are left out for strangers; the nodes still name them.
+
     Raises: RequestError, see `find_repo`, before the first byte; Corrupt.
-    Spec: sync#repository-exports (REPO-43, REPO-44, REPO-45)
+    Spec: sync#repository-exports (REPO-43, REPO-44, REPO-45, ACC-44)
     """
     account, repo = find_repo(txn, did, principal)
-    hidden = _hidden_cids(txn, account, repo, principal)
+    _write_repo(txn, write, repo, since, hidden=_hidden_cids(txn, account, repo, principal))
+
+
+def write_repo_whole(
+    txn: Txn, write: Write, did: str, since: str | None, principal: Principal | None
+) -> None:
+    """As `write_repo`, but leave nothing out."""
+    _account, repo = find_repo(txn, did, principal)
+    _write_repo(txn, write, repo, since, hidden=NOTHING_HIDDEN)
+
+
+def _write_repo(
+    txn: Txn, write: Write, repo: Repo, since: str | None, *, hidden: frozenset[bytes]
+) -> None:
     output = _Output(write)
     output.add(encode_car_header((repo.head.commit,)))
     output.block(repo.head.commit, repo.commit_block)
@@ -113,7 +128,7 @@ def write_repo(
         elif since < repo.head.rev:
             _write_newer(txn, repo, Tid(since), output, hidden)
     except (MissingBlock, InvalidNode) as error:
-        raise Corrupt(f"the tree of {account.did} is damaged: {error}") from error
+        raise Corrupt(f"the tree of {repo.head.did} is damaged: {error}") from error
     output.flush()
 
 

@@ -61,6 +61,16 @@ class SpoolSettings:
             "help": "Repos with so many records or more are exported by a process of their own.",
         },
     )
+    with_hidden_records: bool = field(
+        default=False,
+        metadata={
+            "env": "PDS_EXPORT_HIDDEN_RECORDS",
+            "help": (
+                "`true` lets getRepo hand records that were taken down to everybody, for readers"
+                " that refuse a repo from which one is left out."
+            ),
+        },
+    )
 
 
 DEFAULT_SPOOL: Final = SpoolSettings()

@@ -28,6 +28,8 @@ from pds.services.principal import ADMIN, Principal, PrincipalKind
 from pds.services.repos import RecordWrite
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions
+from pds.store.engine import Txn
+from pds.store.moderation import put_record_takedown
 from tests.services.account_host import SECRET, SERVICE_DID
 from tests.services.repo_host import (
     ALICE,
@@ -185,6 +187,24 @@ async def test_content_that_stands_elsewhere_in_the_open_is_served(court: Court)
     for path in "abd":
         await court.show(f"{POST}/{path}")
     await host.verify_stored()
+
+
+async def test_operators_may_leave_exports_whole(tmp_path: Path) -> None:
+    """For readers that refuse a repo from which a record is left out."""
+    async with repo_host(tmp_path, with_hidden_records=True) as host:
+        aid = await host.add_account()
+        await write(host, post("bad", "a"))
+        cid = Cid((await host.rows("SELECT cid FROM record"))[0][0])
+        before = await host.export()
+
+        def hide(txn: Txn) -> None:
+            put_record_takedown(txn, aid, f"{POST}/a", cid=cid, takedown_ref="r", now_us=1)
+
+        await host.engine.transact("test", hide)
+        assert await host.export() == before
+        assert cid in before[1]
+        with pytest.raises(RequestError):
+            await host.exports.record_proof(ALICE, POST, "a")
 
 
 async def test_a_blob_in_quarantine_outlives_its_record_and_its_time(court: Court) -> None:
