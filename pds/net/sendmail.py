@@ -5,7 +5,9 @@ shell. It is ended when it takes too long.
 """
 
 import asyncio
-from asyncio.subprocess import DEVNULL, PIPE
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,29 +45,45 @@ async def run_sendmail(
 
     Raises: MailUnreachable, MailRejected, RecipientRejected. Neither address is in what these say.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            program.path, "-i", "-f", sender, "--", recipient,
-            stdin=PIPE, stdout=DEVNULL, stderr=PIPE,
-        )  # fmt: skip
-    except OSError as error:
-        raise MailUnreachable(f"{program} cannot be started: {error.strerror}") from error
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, words = await process.communicate(message.replace(b"\r\n", b"\n"))
-    except TimeoutError as error:
-        raise MailUnreachable(f"{program} did not end in time") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    _judge(program, process.returncode or 0, words)
+    with tempfile.TemporaryFile() as words:  # A pipe would stay open with the program's children.
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program.path, "-i", "-f", sender, "--", recipient,
+                stdin=PIPE, stdout=DEVNULL, stderr=words,
+            )  # fmt: skip
+        except OSError as error:
+            raise MailUnreachable(f"{program} cannot be started: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(timeout_s):
+                await _feed(process, message.replace(b"\r\n", b"\n"))
+                code = await process.wait()
+        except TimeoutError as error:
+            raise MailUnreachable(f"{program} did not end in time") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        words.seek(0)
+        _judge(program, code, words.read(MAX_DETAIL_BYTES))
+
+
+async def _feed(process: Process, message: bytes) -> None:
+    """Write the mail; a program that ends without reading it says why by its exit code."""
+    stdin = process.stdin
+    if stdin is None:
+        raise AssertionError("a pipe was asked for")
+    with suppress(BrokenPipeError, ConnectionResetError, RuntimeError):  # The last is uvloop's.
+        stdin.write(message)
+        await stdin.drain()
+    with suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
+        stdin.close()
+        await stdin.wait_closed()
 
 
 def _judge(program: SendmailProgram, code: int, words: bytes) -> None:
     if code == 0:
         return
-    detail = words[:MAX_DETAIL_BYTES].decode("utf-8", "replace").strip()
+    detail = words.decode("utf-8", "replace").strip()
     message = f"{program} ended with code {code}"
     if code in (NO_USER, NO_HOST):
         raise RecipientRejected(message, detail=detail)

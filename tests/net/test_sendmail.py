@@ -1,5 +1,6 @@
 """The sendmail door against real programs: what they get, and what their exit codes mean."""
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -75,5 +76,29 @@ async def test_program_that_is_not_there() -> None:
         await run(SendmailProgram("/no/such/sendmail"))
 
 
-async def test_program_that_does_not_read(tmp_path: Path) -> None:
-    await run(program(tmp_path, "sys.exit(0)"))
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_program_that_does_not_read(tmp_path: Path, loop: str, size: int) -> None:
+    """The exit code counts, on every event loop that a server runs on."""
+    new_loop = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+
+    async def act() -> None:
+        for code in (0, 75):
+            chosen = program(tmp_path, f"os.close(0); sys.stderr.write('full'); sys.exit({code})")
+            sending = run_sendmail(
+                chosen, sender="a@pds.test", recipient="b@mail.test", message=b"x" * size
+            )
+            if code == 0:
+                await sending
+                continue
+            with pytest.raises(MailUnreachable, match="code 75") as failed:
+                await sending
+            assert failed.value.detail == "full"
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(act())
+
+
+async def test_program_that_leaves_a_child_behind_has_ended(tmp_path: Path) -> None:
+    chosen = program(tmp_path, "if os.fork() == 0: time.sleep(3)\nelse: sys.exit(0)")
+    await run(chosen, timeout_s=2.0)
