@@ -148,6 +148,8 @@ class DatabaseConversion:
         """Mark both sides; return whether the source takes no more writes already."""
         is_resumed = _check(self._source, self._target)
         mark = self._target.read_mark()
+        if not is_resumed and self._target.version:
+            self._target.check_empty(self._schema)
         self._target.create(self._now_us())
         if self._target.migrations() != self._source.migrations():
             raise ConfigError("the databases were made by different versions of the program")
@@ -280,6 +282,8 @@ def _check(source: Side, target: Side | None) -> bool:
             f"{source.place} has schema {source.version}, and this program {SCHEMA_VERSION}: start"
             " the server of this version on it once"
         )
+    if target is not None and target.version not in {0, SCHEMA_VERSION}:
+        raise NotEmpty(f"{target.place} has tables of another version: make it empty")
     ours = source.read_mark()
     theirs = target.read_mark() if target is not None else None
     if ours is not None and ours.stage is Stage.FILLING:

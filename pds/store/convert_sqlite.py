@@ -14,7 +14,7 @@ from pds.store.engine import Row
 from pds.store.lock import FolderLock
 from pds.store.sqlite import SqliteConnection, check_library, migrate_connection, sync_folder
 
-CACHE_BYTES: Final = 64 << 20
+CACHE_BYTES: Final = 16 << 20
 PATIENCE_MS: Final = 60_000
 """How long a turn to write is waited for, beside a server that writes all the time."""
 CHECKPOINT_BYTES: Final = 64 << 20
