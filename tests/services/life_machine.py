@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pds.errors import RequestError
 from pds.protocol.frames import decode_frame
@@ -159,26 +159,39 @@ class AccountLives(RuleBasedStateMachine):
 
     # Beginnings
 
+    @initialize()
+    def begin(self) -> None:
+        for name in NAMES:
+            self.need(name)
+
     @rule(name=names)
-    def open(self, name: str) -> None:
+    def open_again(self, name: str) -> None:
+        self.need(name)
+        assert self.refused(self.host.open(name)) == "HandleNotAvailable"
+
+    def need(self, name: str) -> Life:
+        """Return the account of that name, opened and signed in to if there is none."""
         if name in self.lives:
-            assert self.refused(self.host.open(name)) in ("HandleNotAvailable", "InvalidRequest")
-            return
+            return self.lives[name]
         self.opened += 1
         moves = name == "mover"
         did = MOVER if moves else f"did:plc:{name}{self.opened}".ljust(32, "a")
         account = self.run(self.host.open(name, did=did, is_active=not moves))
         self.lives[name] = Life(account.aid, did, moves, self.now_us + MOVE_US if moves else None)
+        self.login(name, allow_takendown=False)
+        return self.lives[name]
 
     # Credentials
 
     @rule(name=names, allow_takendown=st.booleans())
+    def sign_in(self, name: str, allow_takendown: bool) -> None:
+        self.need(name)
+        self.login(name, allow_takendown)
+
     def login(self, name: str, allow_takendown: bool) -> None:
-        life = self.lives.get(name)
+        life = self.lives[name]
         call = self.host.login(name, allow_takendown=allow_takendown)
-        if life is None:
-            assert self.refused(call) == "AuthenticationRequired"
-        elif life.is_stopped and not allow_takendown:
+        if life.is_stopped and not allow_takendown:
             assert self.refused(call) == "AccountTakedown"
         else:
             scope = Scope.TAKENDOWN if life.is_stopped else Scope.ACCESS
@@ -192,20 +205,21 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names, privileged=st.booleans())
     def make_app_password(self, name: str, privileged: bool) -> None:
-        if (life := self.lives.get(name)) is not None:
-            label = f"app {len(life.app_passwords)}"
-            made = self.run(self.host.app_passwords.create(life.aid, label, privileged=privileged))
-            life.app_passwords[label] = (made.password, privileged)
+        life = self.need(name)
+        label = f"app {len(life.app_passwords)}"
+        made = self.run(self.host.app_passwords.create(life.aid, label, privileged=privileged))
+        life.app_passwords[label] = (made.password, privileged)
+        self.login_with(life, label)
 
     @rule(name=names, pick=picks)
     def login_with_app_password(self, name: str, pick: int) -> None:
-        life = self.lives.get(name)
-        if life is None or not life.app_passwords:
-            return
-        label, (password, privileged) = list(life.app_passwords.items())[
-            pick % len(life.app_passwords)
-        ]
-        call = self.host.login(name, password)
+        life = self.need(name)
+        if life.app_passwords:
+            self.login_with(life, list(life.app_passwords)[pick % len(life.app_passwords)])
+
+    def login_with(self, life: Life, label: str) -> None:
+        password, privileged = life.app_passwords[label]
+        call = self.host.sessions.login(life.did, password)
         if life.is_stopped or not password:
             assert self.refused(call) == "AuthenticationRequired"
             return
@@ -214,8 +228,8 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names, pick=picks)
     def revoke_app_password(self, name: str, pick: int) -> None:
-        life = self.lives.get(name)
-        if life is not None and life.app_passwords:
+        life = self.need(name)
+        if life.app_passwords:
             label = list(life.app_passwords)[pick % len(life.app_passwords)]
             self.run(self.host.app_passwords.revoke(life.aid, label))
             life.app_passwords[label] = ("", False)
@@ -252,9 +266,7 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names, days=st.sampled_from([None, 0, 2, 5]))
     def deactivate(self, name: str, days: int | None) -> None:
-        life = self.lives.get(name)
-        if life is None:
-            return
+        life = self.need(name)
         asked_us = None if days is None else self.now_us + max(days, 1) * DAY_US
         seconds, micros = divmod(self.now_us + (days or 0) * DAY_US, US)
         date = _rfc3339(seconds, micros) if days is not None else None
@@ -263,9 +275,7 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names, points_here=st.booleans())
     def activate(self, name: str, points_here: bool) -> None:
-        life = self.lives.get(name)
-        if life is None:
-            return
+        life = self.need(name)
         told = self.host.identities.told[life.did]
         endpoint = told.endpoint
         if not points_here:
@@ -283,27 +293,25 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names, on=st.booleans())
     def take_down(self, name: str, on: bool) -> None:
-        if (life := self.lives.get(name)) is not None:
-            self.run(self.host.set_takedown(life.aid, "case" if on else None))
-            if on and not life.is_takendown:
-                self.end(life)
-            life.is_takendown = on
+        life = self.need(name)
+        self.run(self.host.set_takedown(life.aid, "case" if on else None))
+        if on and not life.is_takendown:
+            self.end(life)
+        life.is_takendown = on
 
     @rule(name=names, on=st.booleans())
     def suspend(self, name: str, on: bool) -> None:
-        if (life := self.lives.get(name)) is not None:
-            self.run(self.host.set_suspended(life.aid, is_suspended=on))
-            if on and not life.is_suspended:
-                self.end(life)
-            life.is_suspended = on
+        life = self.need(name)
+        self.run(self.host.set_suspended(life.aid, is_suspended=on))
+        if on and not life.is_suspended:
+            self.end(life)
+        life.is_suspended = on
 
     # Ends
 
     @rule(name=names, way=st.sampled_from(["owner", "wrong code", "operator"]))
     def delete(self, name: str, way: str) -> None:
-        life = self.lives.get(name)
-        if life is None:
-            return
+        life = self.need(name)
         if way == "operator":
             self.run(self.host.delete_now(life.aid))
         else:
@@ -336,9 +344,7 @@ class AccountLives(RuleBasedStateMachine):
 
     @rule(name=names)
     def write(self, name: str) -> None:
-        life = self.lives.get(name)
-        if life is None:
-            return
+        life = self.need(name)
         call = self.host.write(life.aid)
         match life.status:
             case None:
@@ -365,9 +371,7 @@ class AccountLives(RuleBasedStateMachine):
         ),
     )
     def race(self, name: str, acts: list[str]) -> None:
-        life = self.lives.get(name)
-        if life is None:
-            return
+        life = self.need(name)
         host, aid = self.host, life.aid
         make = {
             "write": lambda: host.write(aid),
