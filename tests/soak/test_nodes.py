@@ -21,6 +21,7 @@ from tests.support_process import ServerProcess
 
 DURATION_S = float(os.environ.get("PDS_SOAK_NODES_S", "120"))
 KILL_EVERY_S = 5.0
+MAX_FAILED_STARTS = 3
 GONE = (aiohttp.ClientError, ConnectionError, TimeoutError, Failed)
 
 
@@ -34,6 +35,7 @@ class Cluster:
         self.stop = asyncio.Event()
         self.failures = 0
         self.kills = 0
+        self.failed_starts = 0
         self.starting: list[ServerProcess] = []
 
     def any_url(self, rng: random.Random) -> str:
@@ -71,7 +73,17 @@ class Cluster:
         self.starting.append(node)
         await node.kill()
         self.kills += 1
-        await node.start()
+        while True:
+            try:
+                await node.start()
+                break
+            except AssertionError:
+                # A start that meets the restart of the database fails, and is made again by
+                # whoever looks after the process.
+                assert node.process is not None
+                if node.process.returncode != 1 or self.failed_starts == MAX_FAILED_STARTS:
+                    raise
+                self.failed_starts += 1
         self.starting.remove(node)
 
     async def follow(self, reader: Reader) -> None:
@@ -137,10 +149,11 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
                 assert found == writer.records, "events are not the repository"
             print(
                 f"\nkills {cluster.kills}, acknowledged {sum(w.acknowledged for w in writers)},"
-                f" failed requests {cluster.failures}, events {readers[0].follower.events}"
+                f" failed requests {cluster.failures}, events {readers[0].follower.events},"
+                f" failed starts {cluster.failed_starts}"
             )
         finally:
             for node in nodes:
-                if node.process is not None:
+                if node.process is not None and node.process.returncode is None:
                     await node.kill()
             server.remove()
