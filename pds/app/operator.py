@@ -8,6 +8,7 @@ from pds.app.foundation import Foundation
 from pds.services.account_cache import AccountCache
 from pds.services.account_mails import AccountMails
 from pds.services.account_states import AccountStates
+from pds.services.account_status import IdentityCheck
 from pds.services.accounts import Accounts
 from pds.services.admin_accounts import AdminAccounts
 from pds.services.admin_creation import AdminCreation
@@ -35,6 +36,7 @@ class OperatorParts:
     accounts: Accounts
     invites: Invites
     handles: HandlePolicy
+    identities: IdentityCheck
 
 
 def build_operator(base: Foundation, parts: OperatorParts, *, clock_id: int) -> Operator:
@@ -69,6 +71,7 @@ def build_operator(base: Foundation, parts: OperatorParts, *, clock_id: int) -> 
             accounts=parts.cache,
             sessions=parts.sessions,
             states=parts.states,
+            identities=parts.identities,
             documents=base.resolver,
         ),
     )

@@ -254,6 +254,7 @@ def _build_operator(base: Foundation, common: _Common) -> Operator:
         accounts=common.accounts,
         invites=common.invites,
         handles=common.handles,
+        identities=common.identities,
     )
     return build_operator(base, parts, clock_id=_draw_clock_id())
 

@@ -85,7 +85,7 @@ _add_change("untakedown", "Lift the takedown of an account.")
 _add_change("suspend", "Suspend an account for a time, and end its sessions.")
 _add_change("unsuspend", "Lift the suspension of an account.")
 _add_change("deactivate", "Deactivate an account as its owner could.")
-_add_change("activate", "End the deactivation of an account, without asking its identity.")
+_add_change("activate", "End the deactivation of an account whose identity is here.")
 
 
 @account.command()

@@ -48,7 +48,7 @@ from pds.store.mail_tokens import delete_account_mail_tokens
 
 INVALID_HANDLE: Final = "handle.invalid"
 MAX_PAGE: Final = 500
-DEFAULT_SUBJECT: Final = "Message from the moderators of your server"
+DEFAULT_SUBJECT: Final = "Message via your PDS"
 MAX_CURSOR_DIGITS: Final = 18
 
 
@@ -227,9 +227,12 @@ class AdminAccounts:
     async def set_password(self, did: str, password: str, order: Order) -> None:
         """Set the main password and end all sessions (ACC-32, XRPC-26).
 
-        Raises: RequestError `NotFound`, `InvalidPassword`.
+        Raises: RequestError `NotFound`, `InvalidRequest`.
         """
-        check_new_password(password)
+        try:
+            check_new_password(password)
+        except RequestError as error:
+            raise RequestError("InvalidRequest", error.message) from error
         aid = await self._aid(did)
         stored = await self._passwords.hash(password)
 

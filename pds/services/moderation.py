@@ -26,7 +26,7 @@ from pds.protocol.data import Json
 from pds.protocol.syntax import Did, format_datetime
 from pds.services.account_cache import AccountCache
 from pds.services.account_states import AccountStates
-from pds.services.account_status import Documents
+from pds.services.account_status import Documents, IdentityCheck
 from pds.services.audit import Order, carry_out, note_act
 from pds.services.repo_txn import Moment
 from pds.services.sessions import Sessions
@@ -118,6 +118,7 @@ class Moderation:
         accounts: AccountCache,
         sessions: Sessions,
         states: AccountStates,
+        identities: IdentityCheck,
         documents: Documents,
     ) -> None:
         self._engine = engine
@@ -126,6 +127,7 @@ class Moderation:
         self._accounts = accounts
         self._sessions = sessions
         self._states = states
+        self._identities = identities
         self._documents = documents
 
     # Accounts
@@ -133,14 +135,19 @@ class Moderation:
     async def change_account(self, did: Did, change: AccountChange, order: Order) -> Changed:
         """Take down, suspend, deactivate an account, or lift any of these.
 
-        Raises: RequestError `NotFound`, `InvalidRequest`. Spec: (ACC-44, SYNC-42, SYNC-81)
+        Who is activated must still have its identity here: the network would be told otherwise.
+
+        Raises: RequestError `NotFound`, `InvalidRequest`; RemoteError when the identity could not
+        be looked up. Spec: (ACC-40, ACC-44, SYNC-42, SYNC-81)
         """
         if change.takedown and change.deactivated is False:
             raise RequestError(
-                "InvalidRequest", "An account cannot be taken down and activated in one call"
+                "InvalidRequest", "Cannot activate and takedown an account at the same time"
             )
         _check_ref(change.takedown_ref)
         aid = await self._aid(did)
+        if change.deactivated is False:
+            await self._check_identity(aid)
         return await carry_out(
             self._engine,
             "moderation.account",
@@ -184,6 +191,11 @@ class Moderation:
             states.deactivate(txn, aid, now_us=moment.now_us)
         elif change.deactivated is False:
             states.activate(txn, aid, moment)
+
+    async def _check_identity(self, aid: int) -> None:
+        account = await self._accounts.get_by_aid(aid)
+        if account is not None and account.deactivated_at is not None:
+            await self._identities.check(account)
 
     async def delete_account(self, did: Did, order: Order) -> dict[str, Json]:
         """Delete an account for good, and return what it was (ACC-46).

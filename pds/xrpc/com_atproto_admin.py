@@ -40,7 +40,9 @@ async def update_subject_status(call: Call) -> Json:
     deactivated: dict[str, Any] | None = body.get("deactivated")
     order, moderation = _order(call), call.services.operator.moderation
     kind = subject.get("$type")
-    if kind == REPO:
+    if kind == REPO and takedown is None and deactivated is None:
+        await moderation.account_state(subject["did"])  # It must be here, and nothing is asked.
+    elif kind == REPO:
         change = AccountChange(
             takedown=_applied(takedown),
             takedown_ref=None if takedown is None else takedown.get("ref"),

@@ -102,10 +102,21 @@ async def court(tmp_path: Path) -> AsyncIterator[Court]:
             accounts=host.accounts,
             sessions=sessions,
             states=states,
+            identities=AlwaysHere(),
             documents=Forgetful(),
         )
         yield Court(host, moderation, AuditTrail(engine=host.engine))
     passwords.close()
+
+
+class AlwaysHere:
+    """Identities that name this host unless they moved away."""
+
+    moved = False
+
+    async def check(self, account) -> None:
+        if self.moved:
+            raise RequestError("InvalidRequest", "DID document names another host")
 
 
 class Forgetful:
@@ -257,6 +268,20 @@ async def test_a_second_takedown_keeps_the_reference_unless_given_another(court:
     again = await take_down(None)
     assert isinstance(again, str)
     assert again.startswith("20")
+
+
+async def test_who_moved_away_is_not_activated(court: Court) -> None:
+    """ACC-40: the network would be told what is not so."""
+    away, back = AccountChange(deactivated=True), AccountChange(deactivated=False)
+    await court.moderation.change_account(ALICE, back, ORDER)
+    await court.moderation.change_account(ALICE, away, ORDER)
+    court.moderation._identities.moved = True
+    with pytest.raises(RequestError):
+        await court.moderation.change_account(ALICE, back, ORDER)
+    court.moderation._identities.moved = False
+    done = await court.moderation.change_account(ALICE, back, ORDER)
+    assert done.after == {"status": "active"}
+    assert await court.acts() == ["account.activate", "account.deactivate", "account.activate"]
 
 
 async def test_what_is_refused_leaves_no_row(court: Court) -> None:
