@@ -22,7 +22,7 @@ from pds.services.account_states import account_not_found
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.blobs import count_blobs
 from pds.store.engine import Engine, Txn
-from pds.store.keystore import Keystore
+from pds.store.keystore import KeyMissing, Keystore
 from pds.store.records import count_record_blocks
 from pds.store.repos import get_account_repo
 
@@ -80,12 +80,15 @@ class IdentityCheck:
     async def check(self, account: Account) -> None:
         """Refuse an account whose identity does not name this host and its key.
 
-        Raises: RequestError `InvalidRequest`, in the words of the reference; RemoteError when it
-        could not be found out. Spec: (ID-70, ID-71)
+        Raises: RequestError `InvalidRequest`, in the words of the reference, `AccountNotFound`;
+        RemoteError when it could not be found out. Spec: (ID-70, ID-71)
         """
         if account.key_id is None:
             raise _refused("The account has no signing key")
-        ours = await self._engine.read("account.key", self._keystore.did_key, account.key_id)
+        try:
+            ours = await self._engine.read("account.key", self._keystore.did_key, account.key_id)
+        except KeyMissing as error:  # Deleted since the account was read.
+            raise account_not_found() from error
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 claims = await self._ask(account.did)

@@ -134,7 +134,7 @@ class LifeHost:
         self.app_passwords = AppPasswords(engine=engine, clock=clock, sessions=self.sessions)
         self.rows = AccountRows(keystore=self.keystore, sessions=self.sessions, cache=self.cache)
         self.mail_tokens = MailTokens(engine=engine, secret=SECRET)
-        check = IdentityCheck(
+        self.check = IdentityCheck(
             engine=engine,
             keystore=self.keystore,
             plc=self.identities,
@@ -142,7 +142,7 @@ class LifeHost:
             public_url=PUBLIC_URL,
             rotation_key=self.rotation_key,
         )
-        self.reports = AccountReports(engine=engine, identities=check)
+        self.reports = AccountReports(engine=engine, identities=self.check)
         self.states = AccountStates(
             keystore=self.keystore, sessions=self.sessions, cache=self.cache
         )
@@ -153,7 +153,7 @@ class LifeHost:
             states=self.states,
             cache=self.cache,
             sessions=self.sessions,
-            identities=check,
+            identities=self.check,
             documents=self.identities,
             mail_tokens=self.mail_tokens,
         )

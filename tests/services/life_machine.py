@@ -387,7 +387,8 @@ class AccountLives(RuleBasedStateMachine):
             return await asyncio.gather(*(make[act]() for act in acts), return_exceptions=True)
 
         for outcome in self.run(all_at_once()):
-            assert not isinstance(outcome, BaseException) or isinstance(outcome, RequestError)
+            if isinstance(outcome, BaseException) and not isinstance(outcome, RequestError):
+                raise outcome
         self.sessions = [session for session in self.sessions if session.life is not life]
         account = self.run(host.engine.read("test", get_account_by_aid, aid))
         assert (account is None) == ("delete" in acts)

@@ -198,6 +198,16 @@ async def test_racing_activations_announce_once(host: LifeHost) -> None:
     assert host.kinds(alice.did, since=since) == ["#account", "#identity", "#sync"]
 
 
+async def test_activation_of_an_account_that_goes_meanwhile_is_refused(host: LifeHost) -> None:
+    """Promise C1: the account was there when it was looked up."""
+    alice = await host.open("alice")
+    await host.life.deactivate(alice.aid)
+    before = await host.cache.get(alice.did)
+    await host.delete_now(alice.aid)
+    assert await refusal(host.check.check(before)) == ("AccountNotFound", 403)
+    assert await host.check.is_valid(before) is False
+
+
 # Takedown and suspension
 
 
