@@ -20,6 +20,15 @@ from tests.support_process import ServerProcess, free_port
 __all__ = ["database_url"]
 
 
+def two_free_ports() -> int:
+    """The first of two ports in a row that nobody has."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.socket() as next_one:
+            next_one.bind(("127.0.0.1", port + 1))
+            return port
+
+
 async def answers(url: str) -> None:
     """Wait until somebody answers there, and well."""
     async with asyncio.timeout(20), aiohttp.ClientSession() as session:
@@ -48,7 +57,7 @@ def pids(server: ServerProcess) -> dict[int, int]:
 
 async def test_workers_die_and_are_replaced_under_load(tmp_path: Path, database_url: str) -> None:
     """kill -9, then SIGHUP: no acknowledged write is lost, all readers see one order."""
-    metrics_port = free_port()
+    metrics_port = two_free_ports()
     async with running_plc() as plc, aiohttp.ClientSession() as session:
         server = ServerProcess(
             tmp_path,
