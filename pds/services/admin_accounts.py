@@ -8,7 +8,7 @@ could not be sent, a second row, with `.failed` behind its name, says so.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pds.errors import RemoteError, RequestError
@@ -282,7 +282,7 @@ class AdminAccounts:
             after = {"error": str(error)}
             note_act(txn, order, f"{act}.failed", did, now_us=now_us, after=after)
 
-        await self._do("admin.note_failure", order, note)
+        await self._do("admin.note_failure", replace(order, replay=None), note)
 
     async def _do(
         self, label: str, order: Order, job: Callable[[Txn, int], T], aid: int | None = None

@@ -14,7 +14,8 @@ from typing import Final, TypeVar, TypeVarTuple
 
 from pds.protocol.data import Json, dump_json, parse_json
 from pds.protocol.syntax import format_datetime
-from pds.services.principal import Principal
+from pds.services.principal import Principal, ReplayId
+from pds.services.used_tokens import refuse_replay
 from pds.store.audit import AuditRow, insert_audit, list_audit
 from pds.store.engine import Engine, Txn
 
@@ -30,17 +31,22 @@ MAX_PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Who wants something done. `actor` is `admin`, a DID, or `cli:` with a name."""
+    """Who wants something done. `actor` is `admin`, a DID, or `cli:` with a name.
+
+    `replay` is there when the credential works once: the act uses it up, at all nodes.
+    """
 
     actor: str
     note: str | None = None
     is_rehearsal: bool = False
+    replay: ReplayId | None = None
 
 
 def order_of(principal: Principal | None, *, note: str | None = None) -> Order:
     """Return the order of an authenticated operator or moderator."""
-    did = None if principal is None else principal.did
-    return Order(did or ADMIN_ACTOR, note)
+    if principal is None:
+        return Order(ADMIN_ACTOR, note)
+    return Order(principal.did or ADMIN_ACTOR, note, replay=principal.replay)
 
 
 def note_act(
@@ -84,16 +90,19 @@ async def carry_out(
 ) -> T:
     """Run a job of an order in one transaction; of a rehearsal nothing stays.
 
-    Raises: what the job raises.
+    Raises: what the job raises; RequestError `BadJwt` 401 for a credential that was used up.
     """
-    if not order.is_rehearsal:
-        return await engine.transact(label, job, *args, accounts=accounts)
 
-    def rehearse(txn: Txn) -> T:
-        raise Rehearsed(job(txn, *args))
+    def run(txn: Txn) -> T:
+        # An expired token gets no further than authentication, so time does not matter here.
+        refuse_replay(txn, order.replay, now_us=0)
+        result = job(txn, *args)
+        if order.is_rehearsal:
+            raise Rehearsed(result)
+        return result
 
     try:
-        return await engine.transact(label, rehearse, accounts=accounts)
+        return await engine.transact(label, run, accounts=accounts)
     except Rehearsed as done:
         return done.result  # type: ignore[return-value]
 

@@ -330,6 +330,15 @@ async def _use_invites(client: Client, operator: Operator) -> None:
     made = await operator.order("account.create", handle="alice.test", email="a@b.cd")
     assert len(made["password"]) >= 16
     did = made["did"]
+    again = operator.order("account.create", handle="other.test", email="a@b.cd")
+    assert (await refused(again))[0] == 400
+    acts = (await operator.order("audit.list", limit=4))["acts"]
+    assert [act["act"] for act in acts] == [
+        "invite.disable",
+        "account.create.failed",
+        "invite.create",
+        "account.create",
+    ]
     codes = []
     for uses in (1, 2, 3):
         made = await operator.post(
@@ -350,7 +359,7 @@ async def _use_invites(client: Client, operator: Operator) -> None:
             break
         cursor = {"cursor": page["cursor"]}
     assert seen[:3] == codes[::-1]
-    assert len(seen) == 4  # one was made for the account
+    assert len(seen) == 5  # one was made for the account, one for that which was refused
     for wrong in ({"sort": "odd"}, {"cursor": "x"}):
         assert (await refused(operator.get("getInviteCodes", **wrong)))[0] == 400
     info = await operator.get("getAccountInfo", did=carol.did)
@@ -358,7 +367,9 @@ async def _use_invites(client: Client, operator: Operator) -> None:
 
     await operator.post("disableInviteCodes", codes=[codes[0]])
     listed = await operator.get("getInviteCodes")
-    assert [code["code"] for code in listed["codes"] if code["disabled"]] == [codes[0]]
+    disabled = [code["code"] for code in listed["codes"] if code["disabled"]]
+    assert disabled[0] == codes[0]
+    assert len(disabled) == 2
     admins = operator.post("disableInviteCodes", accounts=["admin"])
     assert await refused(admins) == (400, "InvalidRequest")
     await operator.post("disableAccountInvites", account=did, note="spam")

@@ -24,7 +24,7 @@ from pds.services.moderation import (
     RecordSubject,
 )
 from pds.services.passwords import Passwords
-from pds.services.principal import ADMIN, Principal, PrincipalKind
+from pds.services.principal import ADMIN, Principal, PrincipalKind, ReplayId
 from pds.services.repos import RecordWrite
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions
@@ -302,6 +302,24 @@ async def test_what_is_refused_leaves_no_row(court: Court) -> None:
         with pytest.raises(RequestError):
             await work
     assert await court.acts() == []
+
+
+async def test_a_token_of_the_moderators_is_used_up_by_its_act(court: Court) -> None:
+    """XRPC-44: whichever node remembers it, one token is one act."""
+    replay = ReplayId(b"digest of a token", court.host.clock.now_us() + 60_000_000)
+    order = Order("did:web:mod.test", replay=replay)
+    takedown, lift = AccountChange(takedown=True), AccountChange(takedown=False)
+    with pytest.raises(RequestError):
+        await court.moderation.change_blob(
+            BlobSubject(ALICE, Cid.of_raw(b"none")), takedown=True, ref=None, order=order
+        )
+    await court.moderation.change_account(ALICE, takedown, order)
+    with pytest.raises(RequestError) as error:
+        await court.moderation.change_account(ALICE, lift, order)
+    assert (error.value.name, error.value.status) == ("BadJwt", 401)
+    assert await court.acts() == ["account.takedown"]
+    state = await court.moderation.account_state(ALICE)
+    assert state.takedown_ref is not None
 
 
 async def test_the_trail_tells_who_what_and_when(court: Court) -> None:
