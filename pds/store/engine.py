@@ -186,7 +186,9 @@ Recorder = Callable[[Sequence[Statement]], None]
 """Gets the writes of one committed group, on the writer thread, in commit order."""
 
 MakeDurable = Callable[[CommittedGroup], None]
-"""Called on the writer thread between COMMIT and the answers; replication will wait here."""
+"""Called on the writer thread between COMMIT and the answers; replication will wait here.
+
+When it raises, writes stop, and it is called again with the same group before they resume."""
 
 
 class Engine(Protocol):

@@ -3,7 +3,10 @@
 User jobs come first and run in groups. Bulk jobs (import, deletion, retention) run alone and, while
 user jobs wait, at most after every other group, so neither starves the other. After a failed COMMIT
 the writer refuses everything, and about once a second has the connection reopened and checked; when
-that works it takes writes again.
+that works it takes writes again. Before that it makes up for what is owed: a group that turns out
+to be in the database although its callers were told that nobody knows, or that could not be made
+durable as was asked. Its writes go into the log, its hooks run and the world hears of its events,
+all of it before anything later of this node.
 
 One wake-up of the event loop delivers a whole group: the event hooks in order, the jobs' own hooks,
 then the answers. A hook that raises is logged and stops no other.
@@ -27,7 +30,7 @@ from pds.store.engine import (
     Recorder,
     Statement,
 )
-from pds.store.group import GroupResult, GroupRunner, Job
+from pds.store.group import GroupResult, GroupRunner, Job, Outcome
 from pds.store.reader import answer, deliver_from_thread
 
 REOPEN_INTERVAL_S: Final = 1.0
@@ -43,6 +46,10 @@ class Reopenable(Protocol):
 
         Returns that write, for the log; raises StoreError.
         """
+
+    def take_found_committed(self) -> bool:
+        """Whether `reopen` found that the group whose outcome was unknown is there; asked once."""
+        return False
 
     def after_group(self) -> None:
         """Look after the log of the database between two groups; must not raise."""
@@ -108,6 +115,10 @@ class Writer:
         self._submitted = [0, 0]  # user, bulk: changed on the loop only
         self._taken = [0, 0]  # user, bulk: changed on the writer thread only
         self._running: set[Job] = set()
+        self._doubted: Outcome | None = None
+        """What is in the database if the last commit, whose outcome is unknown, took place."""
+        self._owed: Outcome | None = None
+        """What is in the database, but not made durable as was asked, recorded and told."""
         self._closing = False
         self._ended = False
         self._event_hooks = hooks
@@ -163,6 +174,8 @@ class Writer:
             if self.stopped is not None:
                 self._refuse_waiting()
                 if self._ended:
+                    if self._doubted is not None or self._owed is not None:
+                        self._try_reopen()  # the last chance
                     break
                 self._try_reopen()
                 continue
@@ -216,21 +229,27 @@ class Writer:
         self.groups += 1
         self.jobs += len(result.jobs)
         if result.stop is not None:
+            self._doubted = result.doubted
             self._stop(result.stop)
         if result.group is not None:
             try:
-                self._make_durable(result.group)
-                if self._recorder is not None and result.group.statements:
-                    self._recorder(result.group.statements)
+                self._keep(result.group)
             except Exception as error:  # committed here, but not as durable as was asked
                 _log.exception("store.make_durable_failed")
                 self._stop(Unavailable(f"the group could not be made durable: {error!r}"))
+                self._owed = Outcome(result.group)
                 for job in result.jobs:
                     job.error = self.stopped
                 result = GroupResult(result.jobs, CommittedGroup((), ()))
         for job in result.jobs:
             self._running.discard(job)
         deliver_from_thread(self._loop, self._deliver, result)
+
+    def _keep(self, group: CommittedGroup) -> None:
+        """Make a committed group as durable as was asked, and log its writes."""
+        self._make_durable(group)
+        if self._recorder is not None and group.statements:
+            self._recorder(group.statements)
 
     def _stop(self, reason: StoreError) -> None:
         _log.error("store.writes_stopped", extra={"reason": str(reason)})
@@ -275,10 +294,25 @@ class Writer:
     def _try_reopen(self) -> None:
         try:
             probe = self._connection.reopen()
+            doubted, self._doubted = self._doubted, None
+            if doubted is not None and self._connection.take_found_committed():
+                self._owed = doubted
+            self._pay()
         except Exception as error:  # whatever is wrong, the next round tries again
             self.stopped = Unavailable(str(error))
             return
-        if self._recorder is not None:
+        if self._recorder is not None and probe:
             self._recorder(probe)
         self.stopped = None
         _log.warning("store.writes_resumed")
+
+    def _pay(self) -> None:
+        """Make up for a group that is in the database although its callers were told otherwise."""
+        owed = self._owed
+        if owed is None:
+            return
+        self._keep(owed.group)
+        self._owed = None
+        _log.warning("store.group_made_up_for", extra={"events": len(owed.group.events)})
+        late = Job("store.late", nothing_more, (), hooks=list(owed.hooks))  # ran long ago
+        deliver_from_thread(self._loop, self._deliver, GroupResult((late,), owed.group))

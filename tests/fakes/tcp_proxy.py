@@ -18,11 +18,16 @@ class Cut(Enum):
 
 
 class TcpProxy:
-    """Passes connections on to `port`; `arm` cuts the next that commits."""
+    """Passes connections on to `port`; `arm` cuts the next that commits.
+
+    With `refuses_after` nobody gets through after that, until `allow`.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._armed: Cut | None = None
+        self._refuses_after = False
+        self._refuses = False
         self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -30,8 +35,17 @@ class TcpProxy:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def arm(self, cut: Cut) -> None:
+    def arm(self, cut: Cut, *, refuses_after: bool = False) -> None:
+        self._refuses_after = refuses_after
         self._armed = cut
+
+    def allow(self) -> None:
+        self._refuses = False
+
+    def _cut(self) -> None:
+        self._armed = None
+        self._refuses = self._refuses_after
+        self.cuts += 1
 
     def close(self) -> None:
         for sock in self._sockets:
@@ -45,6 +59,9 @@ class TcpProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._refuses:
+                _shut(client)
+                continue
             try:
                 server = socket.create_connection(self._target)
             except OSError:
@@ -59,8 +76,8 @@ class TcpProxy:
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         while content := _receive(client):
             if b"COMMIT" in content and self._armed in (Cut.BEFORE, Cut.LATE):
-                how, self._armed = self._armed, None
-                self.cuts += 1
+                how = self._armed
+                self._cut()
                 _shut(client)
                 if how is Cut.LATE:
                     time.sleep(LATE_S)
@@ -73,8 +90,7 @@ class TcpProxy:
     def _answers(self, client: socket.socket, server: socket.socket) -> None:
         while content := _receive(server):
             if b"COMMIT\0" in content and self._armed is Cut.AFTER:
-                self._armed = None
-                self.cuts += 1
+                self._cut()
                 break
             try:
                 client.sendall(content)

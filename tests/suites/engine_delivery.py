@@ -8,6 +8,7 @@ import pytest
 from pds.errors import Unavailable
 from pds.store.base import QueueLimits, ThreadedEngine
 from pds.store.engine import CommittedGroup, HealthStatus, Txn
+from pds.store.replay import WriteLog, compare
 from tests.fakes.clock import FakeClock
 from tests.suites.engine_base import EngineFixtures
 from tests.suites.engine_jobs import (
@@ -123,15 +124,20 @@ class DeliverySuite(EngineFixtures):
     async def test_a_group_that_is_not_durable_enough_is_not_acknowledged(
         self, backend: Backend, clock: FakeClock
     ) -> None:
+        """And nothing else is written until it is: then it is logged and the world is told."""
         fail = True
         hooks: list[str] = []
+        log = WriteLog()
 
         def make_durable(_group: CommittedGroup) -> None:
             if fail:
                 raise Refused
 
         engine = backend.engine(
-            clock, make_durable=make_durable, limits=QueueLimits(reopen_interval_s=0.01)
+            clock,
+            recorder=log,
+            make_durable=make_durable,
+            limits=QueueLimits(reopen_interval_s=0.01),
         )
         engine.add_event_hook(lambda _events: hooks.append("event"))
         await engine.start()
@@ -145,7 +151,9 @@ class DeliverySuite(EngineFixtures):
         assert hooks == ["own"]  # caches must forget; the world is not told yet
         fail = False
         await wait_until_writable(engine)
+        assert hooks == ["own", "event"]
         await engine.close()
+        assert compare(backend.dump(), backend.dump_replayed(log.groups)) == []
 
     async def test_closing_finishes_what_waits_and_refuses_the_rest(
         self, backend: Backend, clock: FakeClock
