@@ -37,6 +37,7 @@ from pds.store.migrate import (
     load_migrations,
 )
 from pds.store.postgres_link import (
+    LOCK_TIMEOUT,
     WRITE_TIMEOUT,
     Link,
     PostgresReader,
@@ -191,7 +192,7 @@ def migrate_link(link: Link, *, now_us: int) -> list[str]:
     raise Unavailable("the database could not be migrated")
 
 
-def _migrate(link: Link, now_us: int) -> list[str]:
+def _migrate(link: Link, now_us: int, *, keeps: bool = True) -> list[str]:
     migrations = load_migrations()
     link.execute("BEGIN")
     try:
@@ -199,8 +200,22 @@ def _migrate(link: Link, now_us: int) -> list[str]:
         names = apply_missing(
             link, migrations, types=SQL_TYPES, compat=SCHEMA_COMPAT, now_us=now_us
         )
-        link.execute("COMMIT")
+        link.execute("COMMIT" if keeps else "ROLLBACK")
     except BaseException:
         link.rollback()
         raise
     return names
+
+
+def try_migrations(url: str, *, now_us: int) -> list[str]:
+    """Apply what is missing in a transaction that is rolled back; return the names.
+
+    May run beside servers that use the database: it gives up (Unavailable) when it must wait for
+    one of their locks, and their writes wait for as long as the migrations take.
+    """
+    link = Link(check_url(url), {"lock_timeout": LOCK_TIMEOUT})
+    try:
+        link.ensure_open()
+        return _migrate(link, now_us, keeps=False)
+    finally:
+        link.close()

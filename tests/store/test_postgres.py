@@ -13,17 +13,26 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pds.errors import ConfigError, StoreError, Unavailable
+from pds.store import postgres
 from pds.store.clock import ClockInDoubt
-from pds.store.engine import CommittedEvent, ForeignCommits, HealthStatus, Interrupted, Txn
-from pds.store.migrate import SchemaTooNew
+from pds.store.engine import (
+    CommittedEvent,
+    ForeignCommits,
+    HealthStatus,
+    Interrupted,
+    Txn,
+    Write,
+)
+from pds.store.migrate import SCHEMA_VERSION, Migration, SchemaTooNew, load_migrations
 from pds.store.nodes import forget_old_nodes
-from pds.store.postgres import PostgresEngine
+from pds.store.postgres import PostgresEngine, try_migrations
 from pds.store.postgres_link import check_url
 from pds.store.postgres_listen import MAX_PAYLOAD, decode_payloads, encode_payload
 from pds.store.replay import WriteLog, compare
 from tests.fakes.clock import NOON_US, FakeClock
 from tests.fakes.tcp_proxy import Cut, TcpProxy
 from tests.suites.engine_jobs import Gate, count, get, put, put_with_event, queue_jobs, settle
+from tests.suites.engine_streams import read_for_ever, write_pieces
 from tests.suites.engines import PostgresBackend
 from tests.support_postgres import database_url, make_database, private_server
 
@@ -377,3 +386,52 @@ def test_a_url_keeps_what_it_says_and_its_password_is_not_quoted() -> None:
     with pytest.raises(ConfigError) as info:
         check_url("postgresql://u:secret@h?nonsense=1")
     assert "secret" not in str(info.value)
+
+
+async def test_a_dry_run_of_migrations_leaves_nothing_behind(
+    backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [name[:4] for name in try_migrations(backend.url, now_us=1)][:1] == ["0001"]
+    with psycopg.connect(backend.url) as other:
+        assert other.execute("SELECT to_regclass('migration')").fetchall() == [(None,)]
+    async with started(backend) as engine:
+        await engine.transact("put", put, "a")
+        assert try_migrations(backend.url, now_us=1) == []
+        more = Migration(SCHEMA_VERSION + 1, "next_more", "ALTER TABLE fact ADD more {blob};")
+        broken = Migration(SCHEMA_VERSION + 2, "next_broken", "ALTER TABLE missing ADD a {blob};")
+        monkeypatch.setattr(postgres, "load_migrations", lambda: (*load_migrations(), more))
+        assert try_migrations(backend.url, now_us=1) == ["next_more"]
+        monkeypatch.setattr(postgres, "load_migrations", lambda: (*load_migrations(), more, broken))
+        with pytest.raises(StoreError):
+            try_migrations(backend.url, now_us=1)
+        assert await engine.transact("put", put, "b") == "b"
+    assert all(len(row) == 2 for row in backend.dump()["fact"])
+
+
+async def test_a_process_that_reads_outlives_a_lost_connection_and_keeps_to_the_limit(
+    backend: PostgresBackend,
+) -> None:
+    async with started(backend, workers=1, max_read_s=0.5) as engine:
+        pieces: list[bytes] = []
+
+        async def stream(fn: Any, *args: Any) -> bytes:
+            pieces.clear()
+            await engine.stream("stream", pieces.append, fn, *args, apart=True)
+            return b"".join(pieces)
+
+        assert await stream(write_pieces, [3]) == b"aaa"
+        with pytest.raises(Unavailable):
+            await stream(read_for_ever)
+        await engine.transact("put", put, "a")
+        with psycopg.connect(backend.url, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert await stream(write_fact, "a") == b"v"
+        assert len(engine._workers.pids) == 1
+
+
+def write_fact(txn: Txn, write: Write, name: str) -> None:
+    """Write the value of a fact."""
+    write(get(txn, name) or b"")
