@@ -182,6 +182,8 @@ def test_sqlite_is_refused_with_a_reason(
         check_can_share(config)
     shared = replace(config, data=replace(config.data, database_url="postgresql://x/y"))
     check_can_share(shared)
+    for name in [name for name in os.environ if name.startswith("PDS_")]:
+        monkeypatch.delenv(name)
     for name, value in {
         "PDS_DATA_DIRECTORY": str(tmp_path),
         "PDS_JWT_SECRET": "x" * 32,
