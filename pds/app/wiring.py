@@ -43,6 +43,7 @@ from pds.services.export import Exports
 from pds.services.firehose import Firehose, FirehoseSettings
 from pds.services.handles import HandlePolicy
 from pds.services.health import Health
+from pds.services.hosting import Hosting
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites, InviteSettings
 from pds.services.lexicons import load_catalog
@@ -120,6 +121,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         handle_change=identity.handle_change,
         handle_names=identity.handle_names,
         health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
+        hosting=Hosting(engine=engine, hostname=config.netloc),
         identity=_build_identity(base, common),
         identity_checks=identity.identity_checks,
         identity_journal=identity.identity_journal,

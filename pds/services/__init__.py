@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pds.services.handle_change import HandleChange
     from pds.services.handle_names import HandleNames
     from pds.services.health import Health
+    from pds.services.hosting import Hosting
     from pds.services.identity import Identity
     from pds.services.identity_checks import IdentityChecks
     from pds.services.identity_journal import IdentityJournal
@@ -67,6 +68,7 @@ class Services:
     handle_change: HandleChange
     handle_names: HandleNames
     health: Health
+    hosting: Hosting
     identity: Identity
     identity_checks: IdentityChecks
     identity_journal: IdentityJournal

@@ -26,7 +26,12 @@ from pds.protocol.repo import CommitTooLarge, RecordExists, RecordMissing, SwapM
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_nsid, parse_record_key
 from pds.protocol.tid import TidClock
 from pds.services.account_cache import AccountCache
-from pds.services.availability import check_available, check_may_write, sees_hidden
+from pds.services.availability import (
+    check_available,
+    check_may_write,
+    repo_not_found,
+    sees_hidden,
+)
 from pds.services.principal import Principal
 from pds.services.records_prepare import (
     PreparedWrite,
@@ -128,14 +133,14 @@ class Repos:
     async def check_owner(self, repo: str, principal: Principal) -> int:
         """Return the account number of `repo`, which the caller must own.
 
-        Raises: RequestError `AuthenticationRequired` 401, or `InvalidRequest` when there is no such
-        account. Spec: XRPC-95
+        Raises: RequestError `AuthenticationRequired` 401, or `AccountNotFound` 403 when there is no
+        such account. Spec: XRPC-95
         """
         if principal.aid is not None and repo == principal.did:
             return principal.aid
         account = await self._accounts.get(_normalize(repo))
         if account is None:
-            raise RepoUnknown(repo)
+            raise RequestError("AccountNotFound", "Account not found", 403)
         if principal.aid != account.aid:
             raise RequestError("AuthenticationRequired", "The repo belongs to another account", 401)
         return account.aid
@@ -278,11 +283,15 @@ class Repos:
     async def describe(self, repo: str, *, principal: Principal | None = None) -> RepoDescription:
         """Return what `describeRepo` answers.
 
-        Raises: RepoUnknown; RequestError when the DID document is not to be had. Spec: XRPC-95
+        Raises: RequestError `RepoNotFound`, and when the DID document is not to be had.
+        Spec: XRPC-95
         """
-        account, collections = await self._engine.read(
-            "repo.describe", _read_description, _normalize(repo), principal
-        )
+        try:
+            account, collections = await self._engine.read(
+                "repo.describe", _read_description, _normalize(repo), principal
+            )
+        except RepoUnknown as error:
+            raise repo_not_found(repo) from error
         try:
             document = await self._documents.resolve_did(account.did)
         except RemoteError as error:

@@ -119,6 +119,29 @@ def list_account_repos(txn: Txn, *, after_aid: int, limit: int) -> list[AccountR
     return [_account_repo(txn, row) for row in txn.read(_AFTER_AID, (after_aid, limit))]
 
 
+def list_repos_with(
+    txn: Txn, collection: str, *, after_aid: int, last_aid: int, limit: int
+) -> list[tuple[int, Did]]:
+    """Return `(aid, did)` of active accounts up to `last_aid` with a record in `collection`."""
+    return txn.read(
+        "SELECT a.aid, a.did FROM account a WHERE a.aid > ? AND a.aid <= ?"
+        " AND a.takedown_ref IS NULL AND a.suspended_at IS NULL AND a.deactivated_at IS NULL"
+        " AND EXISTS (SELECT 1 FROM record r WHERE r.repo_id = a.repo_id"
+        " AND r.path > ? AND r.path < ?) ORDER BY a.aid LIMIT ?",
+        (after_aid, last_aid, f"{collection}/", f"{collection}0", limit),
+    )
+
+
+def count_repos(txn: Txn) -> int:
+    """Return how many accounts have a repo here, in any state."""
+    return int(txn.read("SELECT count(repo_id) FROM account")[0][0])
+
+
+def get_highest_aid(txn: Txn) -> int:
+    """Return the highest account number, 0 when there is no account."""
+    return int(txn.read("SELECT max(aid) FROM account")[0][0] or 0)
+
+
 def insert_repo(
     txn: Txn, aid: int, head: Head, commit_block: bytes, *, now_us: int, record_count: int = 0
 ) -> int:

@@ -1,5 +1,9 @@
 """com.atproto.sync.*: what relays and mirrors fetch, save for the firehose itself.
 
+Some methods are made for relays and indexers. This host answers them for itself: it lists one host,
+and to whoever asks it to crawl or to notice an update it says yes and does nothing, as it reads no
+other host.
+
 A caller who shows a session or the operator's password sees repos that are hidden from others
 (SYNC-70); everybody else needs no credential.
 """
@@ -14,6 +18,7 @@ from aiohttp import web
 from pds.errors import RequestError
 from pds.protocol.car import MEDIA_TYPE
 from pds.protocol.data import Json
+from pds.services.hosting import HostStatus
 from pds.xrpc.server import Auth, Call, MethodTable
 
 routes: Final = MethodTable()
@@ -116,6 +121,42 @@ async def list_repos(call: Call) -> Json:
     return answer
 
 
+@routes.method("com.atproto.sync.listReposByCollection", auth=Auth.NONE)
+async def list_repos_by_collection(call: Call) -> Json:
+    """Return active repos that have a record in a collection."""
+    params = call.params
+    dids, cursor = await call.services.hosting.list_repos_with(
+        params["collection"], limit=params["limit"], cursor=params.get("cursor")
+    )
+    answer: dict[str, Json] = {"repos": [{"did": did} for did in dids]}
+    if cursor is not None:
+        answer["cursor"] = cursor
+    return answer
+
+
+@routes.method("com.atproto.sync.getHostStatus", auth=Auth.NONE)
+async def get_host_status(call: Call) -> Json:
+    """Say how this host is; others are not known here."""
+    return _host(await call.services.hosting.status(call.params["hostname"]))
+
+
+@routes.method("com.atproto.sync.listHosts", auth=Auth.NONE)
+async def list_hosts(call: Call) -> Json:
+    """Return the one host that is known here: this one."""
+    found = await call.services.hosting.list_hosts(cursor=call.params.get("cursor"))
+    return {"hosts": [_host(host) for host in found]}
+
+
+@routes.method("com.atproto.sync.requestCrawl", auth=Auth.NONE)
+async def request_crawl(call: Call) -> None:
+    """Take note of a host that wants to be read, and forget it: this server reads none."""
+
+
+@routes.method("com.atproto.sync.notifyOfUpdate", auth=Auth.NONE)
+async def notify_of_update(call: Call) -> None:
+    """Take note of news elsewhere, and forget it: this server reads no other host."""
+
+
 @routes.method("com.atproto.sync.listBlobs", auth=Auth.OPTIONAL)
 async def list_blobs(call: Call) -> Json:
     """Return CIDs of the blobs that the records of a repo refer to."""
@@ -169,6 +210,15 @@ async def get_blob(call: Call) -> web.StreamResponse:
             await response.write(chunk)
     await response.write_eof()
     return response
+
+
+def _host(found: HostStatus) -> dict[str, Json]:
+    return {
+        "hostname": found.hostname,
+        "seq": found.seq,
+        "accountCount": found.account_count,
+        "status": found.status,
+    }
 
 
 def _parse_range(header: str | None, size: int) -> tuple[int, int]:

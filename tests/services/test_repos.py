@@ -280,8 +280,11 @@ async def test_the_caller_must_own_the_repo(host):
         with pytest.raises(RequestError) as info:
             await repos.check_owner(other, alice)
         assert (info.value.name, info.value.status) == ("AuthenticationRequired", 401)
-    with pytest.raises(RepoUnknown):
-        await repos.check_owner("nobody.test", alice)
+    for nobody in ("nobody.test", "did:plc:nobodynobodynobodynobody"):
+        with pytest.raises(RequestError) as info:
+            await repos.check_owner(nobody, alice)
+        refusal = (info.value.name, info.value.status, info.value.message)
+        assert refusal == ("AccountNotFound", 403, "Account not found")
 
 
 async def test_a_restated_head_is_announced_and_keeps_the_tree(host):

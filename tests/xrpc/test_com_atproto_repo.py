@@ -16,7 +16,8 @@ from pds.errors import RequestError
 from pds.protocol.car import read_car
 from pds.protocol.cid import Cid
 from pds.protocol.repo_verify import BlockMap, verify_repo
-from pds.services import Services
+from pds.services import Services, hosting
+from pds.services.hosting import Hosting
 from pds.services.limits import RequestLimits
 from pds.xrpc import com_atproto_repo, com_atproto_sync
 from pds.xrpc.listener import Listener, ListenerSettings
@@ -82,6 +83,7 @@ async def client(tmp_path: Path):
             repos=host.repos,
             exports=host.exports,
             blobs=host.blobs,
+            hosting=Hosting(engine=host.engine, hostname="pds.test"),
         )
         server = XrpcServer(
             cast(Services, services),
@@ -182,7 +184,7 @@ async def test_a_second_like_leaves_one(client):
     ("fields", "status", "name"),
     [
         ({"repo": BOB}, 401, "AuthenticationRequired"),
-        ({"repo": "nobody.test"}, 400, "InvalidRequest"),
+        ({"repo": "nobody.test"}, 403, "AccountNotFound"),
         ({"record": {"text": 1, "createdAt": CREATED}}, 400, "InvalidRequest"),
         ({"record": "text"}, 400, "InvalidRequest"),
         ({"collection": "x"}, 400, "InvalidRequest"),
@@ -241,6 +243,10 @@ async def test_records_of_other_hosts_are_not_found_here(client):
     assert (status, error["error"]) == (400, "InvalidToken")
     status, error = await client.get("repo.listRecords", repo=BOB, collection=POST)
     assert (status, error["message"]) == (400, f"Could not find repo: {BOB}")
+    for repo in (BOB, "bob.test"):
+        status, error = await client.get("repo.describeRepo", repo=repo)
+        assert (status, error["error"]) == (400, "RepoNotFound")
+        assert error["message"] == f"Could not find repo for DID: {repo}"
 
 
 # --- sync -------------------------------------------------------------------------------------
@@ -293,6 +299,61 @@ async def test_status_and_list(client):
     assert found == {"did": ALICE, "active": False, "status": "deactivated"}
     _status, page = await client.get("sync.listRepos", limit=1)
     assert page["repos"] == [entry | {"active": False, "status": "deactivated"}]
+
+
+async def test_repos_by_collection(client, monkeypatch):
+    """Active accounts with a record in it; pages of few accounts, ended by no cursor (SYNC-73)."""
+    await client.host.add_account(BOB, "bob.test")
+    assert (await create(client))[0] == 200
+    for repo in (ALICE, BOB):
+        status, _made = await client.post(
+            "createRecord", repo, repo=repo, collection=STRANGE, record={"n": 1}
+        )
+        assert status == 200
+    by = "sync.listReposByCollection"
+    alice, bob = {"did": ALICE}, {"did": BOB}
+    assert await client.get(by, collection=POST) == (200, {"repos": [alice]})
+    assert await client.get(by, collection=STRANGE) == (200, {"repos": [alice, bob]})
+    assert await client.get(by, collection="com.example.unknow") == (200, {"repos": []})
+    _status, page = await client.get(by, collection=STRANGE, limit=1)
+    assert page == {"repos": [alice], "cursor": "1"}
+    assert await client.get(by, collection=STRANGE, **page_after(page)) == (200, {"repos": [bob]})
+    with monkeypatch.context() as few:
+        few.setattr(hosting, "MAX_SCANNED", 1)
+        _status, page = await client.get(by, collection=POST)
+        assert page == {"repos": [alice], "cursor": "1"}
+        assert await client.get(by, collection=POST, **page_after(page)) == (200, {"repos": []})
+    status, error = await client.get(by, collection=POST, cursor="x")
+    assert (status, error["error"]) == (400, "InvalidRequest")
+    await client.host.update_account(deactivated_at=1)
+    assert await client.get(by, collection=STRANGE) == (200, {"repos": [bob]})
+
+
+def page_after(page: Any) -> dict[str, Any]:
+    return {"cursor": page["cursor"], "limit": 1}
+
+
+async def test_this_host_is_the_only_one_that_it_knows(client):
+    """SYNC-60: the answers of a relay, about ourselves."""
+    seq = client.host.engine.last_seq
+    ours = {"hostname": "pds.test", "seq": seq, "accountCount": 1, "status": "active"}
+    for name in ("pds.test", "PDS.test."):
+        assert await client.get("sync.getHostStatus", hostname=name) == (200, ours)
+    status, error = await client.get("sync.getHostStatus", hostname="other.test")
+    assert (status, error["error"]) == (400, "HostNotFound")
+    assert await client.get("sync.listHosts") == (200, {"hosts": [ours]})
+    assert await client.get("sync.listHosts", cursor="x") == (200, {"hosts": []})
+
+
+async def test_requests_to_crawl_are_accepted_and_do_nothing(client):
+    """SYNC-60."""
+    before = len(client.host.events)
+    for method in ("requestCrawl", "notifyOfUpdate"):
+        url = f"{client.url}/xrpc/com.atproto.sync.{method}"
+        for body, status in (({"hostname": "other.test"}, 200), ({}, 400)):
+            async with client.session.post(url, json=body) as answer:
+                assert answer.status == status
+    assert len(client.host.events) == before
 
 
 async def test_hidden_repos_over_http(client):
