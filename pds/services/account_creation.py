@@ -51,6 +51,7 @@ from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import Account, AccountStatus, get_account_by_did
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
+from pds.store.invites import is_invite_code_usable
 from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
 from pds.store.sessions import Session
 
@@ -154,7 +155,7 @@ class AccountCreation:
             did=None,
             email=self._parse_email(request.email),
             handle=self._handles.parse(request.handle),
-            invite_code=request.invite_code if self._settings.invite_required else None,
+            invite_code=await self._usable_code(request.invite_code),
         )
         if request.did is not None:
             did = self._check_control(request.did, principal)
@@ -165,6 +166,13 @@ class AccountCreation:
         self._handles.check_ours(claim.handle)
         recovery_key = self._parse_recovery_key(request.recovery_key)
         return await self._shielded(self._create_new(claim, request.password, recovery_key))
+
+    async def _usable_code(self, code: str | None) -> str | None:
+        """Where no code is needed, one that is good counts and any other is as none."""
+        if not code or self._settings.invite_required:
+            return code or None
+        is_usable = await self._engine.read("invite.check", is_invite_code_usable, code)
+        return code if is_usable else None
 
     async def close(self) -> None:
         """Wait for the acts that are under way."""

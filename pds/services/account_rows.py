@@ -46,7 +46,7 @@ UNFINISHED_MOVE_US: Final = 30 * 86_400 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What nobody else may hold; `invite_code` is None where none is needed."""
+    """What nobody else may hold; an `invite_code` that was given counts, needed or not."""
 
     did: Did | None
     handle: Handle

@@ -139,7 +139,7 @@ class HandleChange:
         except NotResolvable:
             resolved = None
         if resolved != did:
-            raise RequestError("InvalidHandle", "External handle did not resolve to DID")
+            raise RequestError("InvalidRequest", "External handle did not resolve to DID")
 
     async def _check_document(self, did: Did, handle: Handle) -> None:
         try:

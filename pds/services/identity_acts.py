@@ -180,7 +180,7 @@ def check_not_taken_down(account: Account) -> None:
 def check_handle_free(txn: Txn, handle: Handle, aid: int | None, *, allow_reserved: bool) -> None:
     """Refuse a handle that another account has, is about to have, or that is set aside.
 
-    Raises: RequestError `InvalidRequest` or `HandleNotAvailable`. Spec: ACC-2
+    Raises: RequestError `HandleNotAvailable`. Spec: ACC-2
     """
     holder = get_account_by_handle(txn, handle)
     is_held = holder is not None and holder.aid != aid
@@ -189,7 +189,7 @@ def check_handle_free(txn: Txn, handle: Handle, aid: int | None, *, allow_reserv
         or get_journal(txn, JOURNAL_KIND, handle) is not None
         or get_journal(txn, HANDLE_KIND, handle) is not None
     ):
-        raise RequestError("InvalidRequest", f"Handle already taken: {handle}")
+        raise RequestError("HandleNotAvailable", f"Handle already taken: {handle}")
     if not allow_reserved and holder is None and is_handle_reserved(txn, handle):
         raise RequestError("HandleNotAvailable", "Reserved handle")
 

@@ -103,7 +103,6 @@ def _describe(settings: ServerInfoSettings) -> dict[str, Json]:
         "did": settings.service_did,
         "availableUserDomains": list(settings.handle_domains),
         "inviteCodeRequired": settings.invite_required,
-        "phoneVerificationRequired": False,
         "blobUploadLimit": settings.blob_upload_limit,
         "links": dict[str, Json](links),
         "contact": dict[str, Json](contact),

@@ -151,7 +151,8 @@ class Sessions:
         aid = self._live.get(claims.session_id)
         account = None if aid is None else self._accounts.peek(aid)
         if account is None:
-            account = await self._load_session(claims.session_id, claims.did)
+            is_narrow = claims.scope is Scope.TAKENDOWN
+            account = await self._load_session(claims.session_id, claims.did, is_narrow=is_narrow)
         if account.did != claims.did:
             raise RequestError("InvalidToken", "Malformed token")
         status = account.status
@@ -161,7 +162,12 @@ class Sessions:
             PrincipalKind.SESSION, account.did, account.aid, claims.scope, claims.session_id, status
         )
 
-    async def _load_session(self, session_id: str, did: str) -> Account:
+    async def is_deactivated(self, aid: int) -> bool:
+        """Whether an account is deactivated in the database now, whatever is in memory."""
+        account = await self._engine.read("session.state", get_account_by_aid, aid)
+        return account is not None and account.status is AccountStatus.DEACTIVATED
+
+    async def _load_session(self, session_id: str, did: str, *, is_narrow: bool) -> Account:
         tickets = self._live.ticket, self._accounts.ticket
         owner, account = await self._engine.read(
             "session.load", _read_session, session_id, did, self._wall.now_us()
@@ -169,6 +175,8 @@ class Sessions:
         if account is None:
             raise RequestError("AccountNotFound", "Account not found", 403)
         if owner is None:
+            if not is_narrow:  # Ended by the takedown: say so, as no refresh will help.
+                _refuse_takendown(account.status)
             raise _revoked()
         self._live.put(session_id, owner, owner, ticket=tickets[0])
         self._accounts.remember(account, ticket=tickets[1])
@@ -341,6 +349,9 @@ class Sessions:
     ) -> tuple[rows.Session, Account]:
         used = rows.get_session(txn, token_id)
         if used is None or used.expires_at <= now_us:
+            holder = get_account(txn, did)
+            if holder is not None:  # A takedown ended the session: say so, not that it expired.
+                _refuse_takendown(holder.status)
             raise _revoked()
         account = get_account_by_aid(txn, used.aid)
         if account is None or account.did != did:

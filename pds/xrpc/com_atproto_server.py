@@ -10,7 +10,7 @@ from pds.services.audit import order_of
 from pds.services.mail_tokens import MailPurpose
 from pds.services.principal import Principal
 from pds.services.sessions import SessionView
-from pds.xrpc.server import Auth, Call, MethodTable
+from pds.xrpc.server import Allows, Auth, Call, MethodTable
 
 routes: Final = MethodTable()
 
@@ -69,7 +69,7 @@ async def get_session(call: Call) -> Json:
     return _session(await call.services.sessions.describe(_principal(call)))
 
 
-@routes.method("com.atproto.server.deleteSession", auth=Auth.REFRESH)
+@routes.method("com.atproto.server.deleteSession", auth=Auth.REFRESH, allows=Allows.ENDED)
 async def delete_session(call: Call) -> None:
     """Sign out: end the whole session of a refresh token, expired or not (XRPC-25)."""
     await call.services.sessions.logout(call.token or "")
@@ -272,7 +272,7 @@ async def reset_password(call: Call) -> None:
     await call.services.password_reset.reset(body["token"], body["password"])
 
 
-@routes.method("com.atproto.server.requestAccountDelete", auth=Auth.FULL)
+@routes.method("com.atproto.server.requestAccountDelete", auth=Auth.FULL_TAKENDOWN_OK)
 async def request_account_delete(call: Call) -> None:
     """Mail the code that deleteAccount asks for (ACC-36)."""
     await call.services.account_mails.request_code(
@@ -297,7 +297,6 @@ def _session(view: SessionView) -> dict[str, Json]:
     if view.email is not None:
         answer["email"] = view.email
         answer["emailConfirmed"] = view.email_confirmed
-        answer["emailAuthFactor"] = False
     answer["active"] = view.is_active
     if not view.is_active:
         answer["status"] = view.status.value

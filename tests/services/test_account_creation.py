@@ -225,9 +225,16 @@ async def test_invite_is_demanded_checked_and_used(tmp_path: Path) -> None:
         assert await refusal(host.accounts.create(again)) == ("InvalidInviteCode", 400)
 
 
-async def test_invite_code_is_ignored_where_none_is_needed(host: CreationHost) -> None:
+async def test_where_no_invite_is_needed_a_good_one_counts_and_a_bad_one_does_not_matter(
+    host: CreationHost,
+) -> None:
     await host.accounts.create(host.request(invite_code="whatever"))
     assert await host.count("invite_use") == 0
+    invites = Invites(engine=host.engine, clock=host.clock, hostname="pds.test")
+    code = (await invites.create(code_count=1, use_count=1))[0].codes[0]
+    again = host.request(handle="bob.pds.test", email="b@mail.test", invite_code=code)
+    await host.accounts.create(again)
+    assert await host.count("invite_use") == 1
 
 
 @pytest.mark.parametrize("mood", [Mood.DOWN, Mood.FAULTY, Mood.SLOW, Mood.BABBLING])

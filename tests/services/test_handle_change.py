@@ -91,7 +91,7 @@ async def test_a_foreign_handle_must_lead_to_the_account(host: IdentityHost) -> 
         if leads_to is not None:
             host.resolver.handles["alice.example.com"] = leads_to
         error = await refusal(host.handle_change.change(alice.aid, "alice.example.com"))
-        assert error.name == "InvalidHandle"
+        assert error.name == "InvalidRequest"
         await host.assert_agrees(alice.did)
     host.resolver.handles["alice.example.com"] = alice.did
     await host.handle_change.change(alice.aid, "alice.example.com")
@@ -115,7 +115,7 @@ async def test_a_foreign_handle_that_cannot_be_asked_about_is_not_called_wrong(
 @pytest.mark.parametrize(
     ("handle", "name"),
     [
-        ("bob.pds.test", "InvalidRequest"),
+        ("bob.pds.test", "HandleNotAvailable"),
         ("admin.pds.test", "HandleNotAvailable"),
         ("al.pds.test", "InvalidHandle"),
         ("a.b.pds.test", "InvalidHandle"),

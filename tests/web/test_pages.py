@@ -276,7 +276,6 @@ def test_the_description_has_what_clients_read() -> None:
         "did": "did:web:pds.example.org",
         "availableUserDomains": [".pds.example.org"],
         "inviteCodeRequired": True,
-        "phoneVerificationRequired": False,
         "blobUploadLimit": 1000,
         "links": {"privacyPolicy": "https://x.example/privacy"},
         "contact": {"email": "a@x.example"},

@@ -157,7 +157,6 @@ async def test_a_life_of_a_session(client: Client) -> None:
         "handle": "alice.pds.test",
         "email": "alice@mail.test",
         "emailConfirmed": False,
-        "emailAuthFactor": False,
         "active": True,
     }
     assert {name: opened[name] for name in account} == account
