@@ -19,7 +19,7 @@ from pds.store.convert_postgres import PostgresSide, describe_url
 from pds.store.convert_schema import Schema, Table, read_schema
 from pds.store.convert_side import BATCH_BYTES, Side, key_of
 from pds.store.convert_sqlite import SqliteSide
-from pds.store.engine import Row
+from pds.store.engine import Row, Txn
 from pds.store.migrate import Migration, list_tables, load_migrations
 from pds.store.postgres import PostgresEngine
 from pds.store.postgres_link import PostgresSettings
@@ -238,6 +238,11 @@ def test_a_url_is_shown_without_its_password() -> None:
     assert shown == "postgresql://db.example.org:5432/pds"
 
 
+def put_blindly(txn: Txn, name: str) -> None:
+    """Write without looking at any answer, so that everything may go out with the COMMIT."""
+    txn.write_many("INSERT INTO fact (name, value) VALUES (?, ?)", [(name, b"1")])
+
+
 def mark_of(stage: Stage) -> Mark:
     return Mark(stage, "ab", "the other one", 1_700_000_000_000_000)
 
@@ -262,8 +267,10 @@ async def test_a_running_engine_obeys_the_mark(
             await engine.transact("put", put, "during")
             check_may_start(side.connection)
         else:
-            with pytest.raises(Paused):
-                await engine.transact("put", put, "during")
+            for job in (put, put_blindly):
+                with pytest.raises(Paused):
+                    await engine.transact("put", job, "during")
+            assert side.connection.execute("SELECT name FROM fact") == [("before",)]
             with pytest.raises(Superseded, match="the other one"):
                 check_may_start(side.connection)
             refused = (
