@@ -391,6 +391,9 @@ class GroupRunner:
             is_alive = self._run_body(job, shares=len(jobs) > 1)
             if not is_alive and (opening_error := self._connection.opening_error) is not None:
                 return self._answer_all(jobs, opening_error)
+            if number == 1 and self._connection.locks_accounts:
+                # Its first statement waited for the locks of all.
+                deadline = time.monotonic() + MAX_GROUP_S
             if not is_alive or time.monotonic() >= deadline:
                 for later in reversed(jobs[number:]):
                     source.give_back(later)

@@ -3,14 +3,16 @@
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pds.errors import Conflict, StoreError
+from pds.errors import Conflict, Paused, StoreError
 from pds.store import postgres_link, postgres_writer
 from pds.store.base import ThreadedEngine
+from pds.store.convert_mark import WRITE_MARK, Mark, Stage, encode_mark
 from pds.store.engine import Row, Txn
 from pds.store.postgres_link import Link, Message, encode_message
 from pds.store.replay import WriteLog, compare
@@ -38,6 +40,18 @@ Job = Callable[[Txn], Any]
 @pytest.fixture
 def backend(database_url: str) -> PostgresBackend:
     return PostgresBackend(database_url)
+
+
+def put_a(txn: Txn) -> None:
+    put(txn, "a")
+
+
+def event_b(txn: Txn) -> None:
+    put_with_event(txn, "b")
+
+
+def idle(txn: Txn) -> None:
+    """Do nothing."""
 
 
 async def run_together(backend: Backend, *jobs: Job, fresh: bool = True) -> list[Any]:
@@ -151,6 +165,29 @@ async def test_a_statement_that_fails_in_its_job_raises_there(backend: PostgresB
     assert isinstance(answers[1], Conflict)
     assert answers[2:] == ["d", 2]
     assert seen[0] == "conflict"
+
+
+@pytest.mark.parametrize("jobs", [[count], [put_a], [event_b], [count, put_a, event_b], [idle]])
+async def test_what_forbids_a_transaction_is_told_to_all_its_jobs(
+    backend: PostgresBackend, jobs: list[Job]
+) -> None:
+    """It shows with the first answer, before anything is committed."""
+    engine = backend.engine(FakeClock())
+    await engine.start()
+    mark = Mark(Stage.PAUSED, "id", "elsewhere", 1)
+    await engine.transact("mark", lambda txn: txn.write(WRITE_MARK, (encode_mark(mark),)))
+    gate = Gate()
+    answers = await asyncio.wait_for(settle(*await queue_jobs(engine, *jobs)), 20)
+    assert [type(answer) for answer in answers] == [Paused] * len(jobs)
+    with pytest.raises(Paused):
+        gate.opened.set()
+        await engine.transact("gate", gate.job, bulk=True)
+    with closing(Link(backend.url, {})) as link:
+        link.open()
+        link.execute("DELETE FROM conversion")
+    assert await settle(*await queue_jobs(engine, *jobs))
+    assert await engine.read("count", count) == sum(job in (put_a, event_b) for job in jobs)
+    await engine.close()
 
 
 async def test_much_is_sent_before_it_is_asked_for(
