@@ -201,11 +201,18 @@ def list_blobs(
 
     With `public_of`, the number of the account, those in quarantine are left out.
     """
+    hidden: tuple[int, ...] = ()
+    only = ""
+    if public_of is not None and _has_hidden(txn, public_of):
+        hidden = (public_of,)
+        only = (
+            " AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.aid = ? AND b.cid = r.cid"
+            " AND b.takedown_ref IS NOT NULL)"
+        )
     rows = txn.read(
         "SELECT DISTINCT r.cid FROM blob_ref r WHERE r.repo_id = ? AND r.cid > ? AND r.rev > ?"
-        " AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.aid = ? AND b.cid = r.cid"
-        " AND b.takedown_ref IS NOT NULL) ORDER BY r.cid LIMIT ?",
-        (repo_id, after or b"", since or "", -1 if public_of is None else public_of, limit),
+        f"{only} ORDER BY r.cid LIMIT ?",
+        (repo_id, after or b"", since or "", *hidden, limit),
     )
     return [Cid(row[0]) for row in rows]
 
@@ -316,6 +323,13 @@ def count_blobs(txn: Txn, aid: int, repo_id: int) -> tuple[int, int]:
         (repo_id, aid),
     )
     return rows[0][0], rows[0][1]
+
+
+def _has_hidden(txn: Txn, aid: int) -> bool:
+    """Whether a blob of the account is in quarantine: one step into a small index."""
+    # The comparison lets the planner take that index, and not the primary key.
+    row = txn.read_one("SELECT 1 FROM blob WHERE aid = ? AND takedown_ref >= '' LIMIT 1", (aid,))
+    return row is not None
 
 
 def _is_referenced(txn: Txn, aid: int, cid: Cid) -> bool:

@@ -4,8 +4,10 @@ How it looks from outside is in tests/scenarios/test_moderation.py.
 """
 
 import json
+import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,32 @@ async def test_a_second_takedown_keeps_the_reference_unless_given_another(court:
     again = await take_down(None)
     assert isinstance(again, str)
     assert again.startswith("20")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_network_always_knows_the_state_that_counts(court: Court, seed: int) -> None:
+    """SYNC-80, SYNC-81: whatever is ordered, the last `#account` says what getRepoStatus says,
+    and no two in a row say the same."""
+    choose = random.Random(seed)
+    await write(court.host, post("a", "a"))
+    for _ in range(40):
+        change = AccountChange(*(choose.choice([None, True, False]) for _ in range(4)))
+        change = replace(change, takedown_ref=choose.choice([None, "x", "y"]))
+        is_dry = choose.random() < 0.2
+        try:
+            await court.moderation.change_account(ALICE, change, Order("admin", None, is_dry))
+        except RequestError:
+            assert change.takedown
+            assert change.deactivated is False
+        told = [
+            (frame.payload["active"], frame.payload.get("status"))
+            for frame in court.host.frames()
+            if frame.type == "#account"
+        ]
+        status = await court.host.exports.status(ALICE)
+        known = (status.active, None if status.status is None else status.status.value)
+        assert known == (told[-1] if told else (True, None))
+        assert all(one != other for one, other in pairwise(told))
 
 
 async def test_who_moved_away_is_not_activated(court: Court) -> None:

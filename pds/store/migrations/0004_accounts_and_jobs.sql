@@ -105,3 +105,4 @@ CREATE TABLE conversion (
   id {int} PRIMARY KEY,
   mark {blob} NOT NULL
 );
+CREATE INDEX blob_hidden ON blob (aid, takedown_ref) WHERE takedown_ref IS NOT NULL;
