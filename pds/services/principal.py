@@ -84,6 +84,11 @@ class Principal:
         return self.scope in PRIVILEGED_SCOPES
 
     @property
+    def is_deactivated(self) -> bool:
+        """Whether the account was deactivated when it was last looked at."""
+        return self.status is AccountStatus.DEACTIVATED
+
+    @property
     def is_takendown(self) -> bool:
         """Whether this is the narrow credential of a taken-down account (ACC-45)."""
         return self.scope is Scope.TAKENDOWN

@@ -197,8 +197,10 @@ class ServiceTokens:
         Spec: (XRPC-28, XRPC-42)
         """
         try:
+            if self._moderator_did is None:
+                raise ServiceAuthError("UntrustedIss", "Untrusted issuer")
             parsed = parse_service_token(token)
-            if self._moderator_did is None or parsed.iss != self._moderator_did:
+            if parsed.iss != self._moderator_did:
                 raise ServiceAuthError("UntrustedIss", "Untrusted issuer")
             if parsed.key_id == LABELER_ID:
                 parsed = replace(parsed, key_id=LABEL_KEY_ID)

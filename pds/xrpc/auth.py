@@ -3,7 +3,8 @@
 Each method declares one `Auth` level; the scheme of the header selects the credential (XRPC-20):
 Bearer is a session (or a service token, where the method takes one), Basic is the operator.
 Error names and statuses are those that clients act on (XRPC-24): an expired token is a 400
-`ExpiredToken`, a missing one a 401 `AuthMissing`.
+`ExpiredToken`, a missing one a 401 `AuthMissing`, or `AuthenticationRequired` where the operator's
+password is what is missing.
 
 The state of the account is part of this only as far as the credential depends on it; whether an
 account may write is decided in the write's own transaction.
@@ -122,14 +123,19 @@ async def _from_basic(token: str, *, request: web.BaseRequest, services: Service
 def _split_header(header: str, auth: Auth) -> tuple[str, str]:
     scheme, _, token = header.partition(" ")
     if not token or " " in token:
+        if auth is Auth.MODERATOR:  # It may have been meant as a token: no call for a password.
+            raise RequestError("InvalidToken", "Malformed authorization header")
         raise _unusable(auth, "Malformed authorization header")
     return scheme.lower(), token
 
 
 def _missing(auth: Auth) -> RequestError:
-    challenge = BASIC_CHALLENGE if auth in OPERATOR_ONLY else BEARER_CHALLENGE
+    is_operator_only = auth in OPERATOR_ONLY
     return RequestError(
-        "AuthMissing", "Authentication Required", 401, headers={"WWW-Authenticate": challenge}
+        "AuthenticationRequired" if is_operator_only else "AuthMissing",
+        "Authentication Required",
+        401,
+        headers={"WWW-Authenticate": BASIC_CHALLENGE if is_operator_only else BEARER_CHALLENGE},
     )
 
 

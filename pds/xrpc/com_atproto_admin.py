@@ -21,6 +21,7 @@ from pds.services.moderation import (
     SubjectState,
     subject_not_found,
 )
+from pds.xrpc.access import ACCOUNT, ACCOUNT_GIVEN, ACCOUNTS
 from pds.xrpc.auth import Auth
 from pds.xrpc.server import Call, MethodTable
 
@@ -31,7 +32,7 @@ RECORD: Final = "com.atproto.repo.strongRef"
 BLOB: Final = "com.atproto.admin.defs#repoBlobRef"
 
 
-@routes.method("com.atproto.admin.updateSubjectStatus", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.updateSubjectStatus", auth=Auth.MODERATOR, subject=ACCOUNT)
 async def update_subject_status(call: Call) -> Json:
     """Take down an account, a record or a blob, or lift that; deactivate an account (ACC-44)."""
     body = _body(call)
@@ -65,7 +66,7 @@ async def update_subject_status(call: Call) -> Json:
     return answer
 
 
-@routes.method("com.atproto.admin.getSubjectStatus", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.getSubjectStatus", auth=Auth.MODERATOR, subject=ACCOUNT)
 async def get_subject_status(call: Call) -> Json:
     """Show whether an account, a record or a blob is taken down."""
     did, uri, blob = (call.params.get(name) for name in ("did", "uri", "blob"))
@@ -85,7 +86,7 @@ async def get_subject_status(call: Call) -> Json:
     return _status({"$type": REPO, "did": did}, await moderation.account_state(did))
 
 
-@routes.method("com.atproto.admin.getAccountInfo", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.getAccountInfo", auth=Auth.MODERATOR, subject=ACCOUNT)
 async def get_account_info(call: Call) -> Json:
     """Show one account, in any state (ACC-48)."""
     infos = await call.services.operator.accounts.infos([call.params["did"]])
@@ -94,7 +95,7 @@ async def get_account_info(call: Call) -> Json:
     return account_view(infos[0])
 
 
-@routes.method("com.atproto.admin.getAccountInfos", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.getAccountInfos", auth=Auth.MODERATOR, subject=ACCOUNTS)
 async def get_account_infos(call: Call) -> Json:
     """Show accounts, in any state; those that are not here are left out (ACC-48)."""
     infos = await call.services.operator.accounts.infos(call.params["dids"])
@@ -111,7 +112,7 @@ async def search_accounts(call: Call) -> Json:
     return _page("accounts", [account_view(info) for info in infos], cursor)
 
 
-@routes.method("com.atproto.admin.enableAccountInvites", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.enableAccountInvites", auth=Auth.MODERATOR, subject=ACCOUNT)
 async def enable_account_invites(call: Call) -> None:
     """Let an account invite again (ACC-26)."""
     body = _body(call)
@@ -120,7 +121,7 @@ async def enable_account_invites(call: Call) -> None:
     )
 
 
-@routes.method("com.atproto.admin.disableAccountInvites", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.disableAccountInvites", auth=Auth.MODERATOR, subject=ACCOUNT)
 async def disable_account_invites(call: Call) -> None:
     """Bar an account from inviting; the codes that it holds work no more (ACC-25, ACC-26)."""
     body = _body(call)
@@ -148,7 +149,7 @@ async def get_invite_codes(call: Call) -> Json:
     return _page("codes", [invite_view(code) for code in codes], cursor)
 
 
-@routes.method("com.atproto.admin.sendEmail", auth=Auth.MODERATOR)
+@routes.method("com.atproto.admin.sendEmail", auth=Auth.MODERATOR, subject=ACCOUNT_GIVEN)
 async def send_email(call: Call) -> Json:
     """Send a mail to the holder of an account."""
     body = _body(call)
@@ -159,7 +160,7 @@ async def send_email(call: Call) -> Json:
     return {"sent": True}
 
 
-@routes.method("com.atproto.admin.updateAccountHandle", auth=Auth.ADMIN)
+@routes.method("com.atproto.admin.updateAccountHandle", auth=Auth.ADMIN, subject=ACCOUNT)
 async def update_account_handle(call: Call) -> None:
     """Give an account another handle; reserved names are allowed (ACC-48)."""
     body = _body(call)
@@ -169,14 +170,14 @@ async def update_account_handle(call: Call) -> None:
     await call.services.handle_change.change(account.aid, body["handle"], order=_order(call))
 
 
-@routes.method("com.atproto.admin.updateAccountSigningKey", auth=Auth.ADMIN)
+@routes.method("com.atproto.admin.updateAccountSigningKey", auth=Auth.ADMIN, subject=ACCOUNT)
 async def update_account_signing_key(call: Call) -> None:
     """Give an account the signing key that was reserved for its DID (ID-72)."""
     body = _body(call)
     await call.services.key_rotation.rotate(body["did"], body["signingKey"], order=_order(call))
 
 
-@routes.method("com.atproto.admin.updateAccountEmail", auth=Auth.ADMIN)
+@routes.method("com.atproto.admin.updateAccountEmail", auth=Auth.ADMIN, subject=ACCOUNT_GIVEN)
 async def update_account_email(call: Call) -> None:
     """Give an account another mail address, not confirmed (ACC-48)."""
     body = _body(call)
@@ -190,14 +191,14 @@ async def update_account_email(call: Call) -> None:
         raise
 
 
-@routes.method("com.atproto.admin.updateAccountPassword", auth=Auth.ADMIN)
+@routes.method("com.atproto.admin.updateAccountPassword", auth=Auth.ADMIN, subject=ACCOUNT)
 async def update_account_password(call: Call) -> None:
     """Set the password of an account and end its sessions (ACC-32, XRPC-26)."""
     body = _body(call)
     await call.services.operator.accounts.set_password(body["did"], body["password"], _order(call))
 
 
-@routes.method("com.atproto.admin.deleteAccount", auth=Auth.ADMIN)
+@routes.method("com.atproto.admin.deleteAccount", auth=Auth.ADMIN, subject=ACCOUNT)
 async def delete_account(call: Call) -> None:
     """Delete an account for good (ACC-46)."""
     await call.services.operator.moderation.delete_account(Did(_body(call)["did"]), _order(call))

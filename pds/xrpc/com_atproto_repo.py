@@ -10,6 +10,7 @@ from pds.protocol.data import Json
 from pds.protocol.repo import UNSET, Action, Unset
 from pds.services.principal import Principal
 from pds.services.repos import RecordWrite, RepoUnknown, WriteOutcome, WriteResult
+from pds.xrpc.access import RECORD, RECORDS, Allows
 from pds.xrpc.auth import Auth, authenticate
 from pds.xrpc.proxy import proxy_call
 from pds.xrpc.server import Answer, Call, MethodTable
@@ -23,7 +24,7 @@ _ACTIONS: Final[dict[str, tuple[Action, str]]] = {
 }
 
 
-@routes.method("com.atproto.repo.createRecord", auth=Auth.SESSION)
+@routes.method("com.atproto.repo.createRecord", auth=Auth.SESSION, allows=Allows.ACTIVE)
 async def create_record(call: Call) -> Json:
     """Create one record; a second like or follow of the same subject replaces the first."""
     body = _body(call)
@@ -39,7 +40,7 @@ async def create_record(call: Call) -> Json:
     return _written(result)
 
 
-@routes.method("com.atproto.repo.putRecord", auth=Auth.SESSION)
+@routes.method("com.atproto.repo.putRecord", auth=Auth.SESSION, allows=Allows.ACTIVE)
 async def put_record(call: Call) -> Json:
     """Create or replace one record; the same content again makes no commit."""
     body = _body(call)
@@ -53,7 +54,7 @@ async def put_record(call: Call) -> Json:
     return _written(result)
 
 
-@routes.method("com.atproto.repo.deleteRecord", auth=Auth.SESSION)
+@routes.method("com.atproto.repo.deleteRecord", auth=Auth.SESSION, allows=Allows.ACTIVE)
 async def delete_record(call: Call) -> Json:
     """Delete one record; one that is not there is no error."""
     body = _body(call)
@@ -63,7 +64,7 @@ async def delete_record(call: Call) -> Json:
     return _commit(result)
 
 
-@routes.method("com.atproto.repo.applyWrites", auth=Auth.SESSION)
+@routes.method("com.atproto.repo.applyWrites", auth=Auth.SESSION, allows=Allows.ACTIVE)
 async def apply_writes(call: Call) -> Json:
     """Carry out a batch of writes as one commit."""
     body = _body(call)
@@ -83,7 +84,7 @@ async def apply_writes(call: Call) -> Json:
     return {**_commit(result), "results": results}
 
 
-@routes.method("com.atproto.repo.getRecord", auth=Auth.NONE)
+@routes.method("com.atproto.repo.getRecord", auth=Auth.NONE, subject=RECORD)
 async def get_record(call: Call) -> Answer:
     """Return one record; those of other hosts are asked of the AppView, for signed-in callers."""
     params = call.params
@@ -101,7 +102,7 @@ async def get_record(call: Call) -> Answer:
     return await proxy_call(replace(call, principal=principal, token=token))
 
 
-@routes.method("com.atproto.repo.listRecords", auth=Auth.NONE)
+@routes.method("com.atproto.repo.listRecords", auth=Auth.NONE, subject=RECORDS)
 async def list_records(call: Call) -> bytes:
     """Return a page of a collection, newest rkey first."""
     params = call.params
@@ -114,7 +115,7 @@ async def list_records(call: Call) -> bytes:
     )
 
 
-@routes.method("com.atproto.repo.describeRepo", auth=Auth.NONE)
+@routes.method("com.atproto.repo.describeRepo", auth=Auth.NONE, subject=RECORDS)
 async def describe_repo(call: Call) -> Json:
     """Say whose repo it is and which collections it has."""
     found = await call.services.repos.describe(call.params["repo"])

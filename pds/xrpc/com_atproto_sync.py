@@ -19,6 +19,7 @@ from pds.errors import RequestError
 from pds.protocol.car import MEDIA_TYPE
 from pds.protocol.data import Json
 from pds.services.hosting import HostStatus
+from pds.xrpc.access import REPO, REPO_HEAD, REPO_STATUS
 from pds.xrpc.server import Auth, Call, MethodTable
 
 routes: Final = MethodTable()
@@ -26,7 +27,7 @@ routes: Final = MethodTable()
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
-@routes.method("com.atproto.sync.getRepo", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getRepo", auth=Auth.OPTIONAL, subject=REPO)
 async def get_repo(call: Call) -> web.StreamResponse:
     """Stream a repo as a CAR, whole or what is newer than `since`."""
     params = call.params
@@ -38,14 +39,14 @@ async def get_repo(call: Call) -> web.StreamResponse:
     )
 
 
-@routes.method("com.atproto.sync.getCheckout", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getCheckout", auth=Auth.OPTIONAL, subject=REPO)
 async def get_checkout(call: Call) -> web.StreamResponse:
     """Stream a whole repo; the old name of getRepo."""
     exports = call.services.exports
     return await _stream(call, exports.repo(call.params["did"], principal=call.principal))
 
 
-@routes.method("com.atproto.sync.getBlocks", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getBlocks", auth=Auth.OPTIONAL, subject=REPO)
 async def get_blocks(call: Call) -> web.StreamResponse:
     """Stream a CAR without roots of the blocks that were asked for."""
     params = call.params
@@ -55,7 +56,7 @@ async def get_blocks(call: Call) -> web.StreamResponse:
     )
 
 
-@routes.method("com.atproto.sync.getRecord", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getRecord", auth=Auth.OPTIONAL, subject=REPO)
 async def get_record(call: Call) -> web.StreamResponse:
     """Return a CAR that proves a record, or that there is none."""
     params = call.params
@@ -65,14 +66,14 @@ async def get_record(call: Call) -> web.StreamResponse:
     return web.Response(body=car, content_type=MEDIA_TYPE)
 
 
-@routes.method("com.atproto.sync.getLatestCommit", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getLatestCommit", auth=Auth.OPTIONAL, subject=REPO)
 async def get_latest_commit(call: Call) -> Json:
     """Return commit CID and rev of a repo."""
     commit, rev = await call.services.exports.head(call.params["did"], principal=call.principal)
     return {"cid": str(commit), "rev": rev}
 
 
-@routes.method("com.atproto.sync.getHead", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getHead", auth=Auth.OPTIONAL, subject=REPO_HEAD)
 async def get_head(call: Call) -> Json:
     """Return the commit CID of a repo; the old name of getLatestCommit."""
     did = call.params["did"]
@@ -85,7 +86,7 @@ async def get_head(call: Call) -> Json:
     return {"root": str(commit)}
 
 
-@routes.method("com.atproto.sync.getRepoStatus", auth=Auth.NONE)
+@routes.method("com.atproto.sync.getRepoStatus", auth=Auth.NONE, subject=REPO_STATUS)
 async def get_repo_status(call: Call) -> Json:
     """Return the state of an account, whatever it is."""
     found = await call.services.exports.status(call.params["did"])
@@ -157,7 +158,7 @@ async def notify_of_update(call: Call) -> None:
     """Take note of news elsewhere, and forget it: this server reads no other host."""
 
 
-@routes.method("com.atproto.sync.listBlobs", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.listBlobs", auth=Auth.OPTIONAL, subject=REPO)
 async def list_blobs(call: Call) -> Json:
     """Return CIDs of the blobs that the records of a repo refer to."""
     params = call.params
@@ -174,7 +175,7 @@ async def list_blobs(call: Call) -> Json:
     return answer
 
 
-@routes.method("com.atproto.sync.getBlob", auth=Auth.OPTIONAL)
+@routes.method("com.atproto.sync.getBlob", auth=Auth.OPTIONAL, subject=REPO)
 async def get_blob(call: Call) -> web.StreamResponse:
     """Return a blob, or the part of it that a Range header asks for (XRPC-87)."""
     params = call.params

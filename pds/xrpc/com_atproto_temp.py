@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from pds.errors import RequestError
 from pds.protocol.data import Json
 from pds.services.audit import order_of
+from pds.xrpc.access import ACCOUNT
 from pds.xrpc.server import Auth, Call, MethodTable
 
 routes: Final = MethodTable()
@@ -56,7 +57,7 @@ async def add_reserved_handle(call: Call) -> Json:
     return {}
 
 
-@routes.method("com.atproto.temp.revokeAccountCredentials", auth=Auth.ADMIN)
+@routes.method("com.atproto.temp.revokeAccountCredentials", auth=Auth.ADMIN, subject=ACCOUNT)
 async def revoke_account_credentials(call: Call) -> None:
     """End every session, app password and the password of an account."""
     body = cast("dict[str, Any]", call.input)

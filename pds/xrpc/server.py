@@ -29,6 +29,7 @@ from pds.services import Services
 from pds.services.limits import RequestLimits
 from pds.services.principal import Principal
 from pds.services.rate_limits import RateLimited
+from pds.xrpc.access import PROXIED, REPORT, Access, Allows, Subject, check_caller
 from pds.xrpc.auth import BEARER_CHALLENGE, Auth, authenticate
 from pds.xrpc.body import BodyReader, drain_refused_body
 from pds.xrpc.errors import (
@@ -40,7 +41,7 @@ from pds.xrpc.errors import (
 from pds.xrpc.listener import ServerRequest
 from pds.xrpc.rate_hook import RateHook
 
-__all__ = ["Auth", "Call", "Handler", "MethodTable", "XrpcServer"]
+__all__ = ["Allows", "Auth", "Call", "Handler", "MethodTable", "XrpcServer"]
 
 PREFIX: Final = "/xrpc/"
 RECORD_WRITES: Final = frozenset(
@@ -111,7 +112,12 @@ class Registration:
 
     nsid: str
     handler: Handler
-    auth: Auth
+    access: Access
+
+    @property
+    def auth(self) -> Auth:
+        """The level of the credential."""
+        return self.access.auth
 
 
 class MethodTable:
@@ -120,11 +126,22 @@ class MethodTable:
     def __init__(self) -> None:
         self._registrations: list[Registration] = []
 
-    def method(self, nsid: str, *, auth: Auth) -> Callable[[Handler], Handler]:
-        """Register a handler; kind, parameters and body come from the lexicon of `nsid`."""
+    def method(
+        self,
+        nsid: str,
+        *,
+        auth: Auth,
+        allows: Allows = Allows.CREDENTIAL,
+        subject: Subject | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler; kind, parameters and body come from the lexicon of `nsid`.
+
+        `auth` and `allows` say who may call, `subject` about whom it speaks: see `access`.
+        """
 
         def register(handler: Handler) -> Handler:
-            self._registrations.append(Registration(nsid, handler, auth))
+            access = Access(auth, allows, subject)
+            self._registrations.append(Registration(nsid, handler, access))
             return handler
 
         return register
@@ -157,6 +174,7 @@ class _Endpoint:
     method: Method
     handler: Handler
     auth: Auth
+    allows: Allows
     headers: Mapping[str, str]
     limit_bytes: int | None
 
@@ -269,6 +287,7 @@ class XrpcServer:
             request.answer_headers = PRIVATE_HEADERS
             if self._rate_hook is not None:
                 self._rate_hook.admit_account(request, principal)
+            await check_caller(endpoint.allows, principal, self._services)
         if method.kind == "subscription":
             _require_websocket(request)
             body, value = None, None
@@ -356,15 +375,15 @@ class XrpcServer:
             raise RequestError("MethodNotImplemented", "Method Not Implemented", 501)
         request.answer_headers = PRIVATE_HEADERS
         trace.method = "proxy"
-        is_report = nsid == "com.atproto.moderation.createReport"
-        auth = Auth.SESSION_TAKENDOWN_OK if is_report else Auth.SESSION
+        access = REPORT if nsid == "com.atproto.moderation.createReport" else PROXIED
         principal, token = await authenticate(
-            auth, request=request, services=self._services, nsid=nsid
+            access.auth, request=request, services=self._services, nsid=nsid
         )
         if principal is not None:
             trace.did = principal.did
             if self._rate_hook is not None:
                 self._rate_hook.admit_account(request, principal)
+            await check_caller(access.allows, principal, self._services)
         answer = await self._fallback(
             Call(
                 nsid=nsid,
@@ -435,6 +454,7 @@ def _make_endpoint(registration: Registration, services: Services) -> _Endpoint:
         method=method,
         handler=registration.handler,
         auth=registration.auth,
+        allows=registration.access.allows,
         headers=_headers_for(registration.auth),
         limit_bytes=_body_limit(registration.nsid, method.input_encoding, services.limits),
     )

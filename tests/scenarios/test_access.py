@@ -63,7 +63,7 @@ LEVELS = {
     "com.atproto.server.getSession": Auth.SESSION,
     "com.atproto.server.listAppPasswords": Auth.FULL,
     "com.atproto.server.refreshSession": Auth.REFRESH,
-    "com.atproto.server.requestAccountDelete": Auth.FULL,
+    "com.atproto.server.requestAccountDelete": Auth.FULL_TAKENDOWN_OK,
     "com.atproto.server.requestEmailConfirmation": Auth.FULL,
     "com.atproto.server.requestEmailUpdate": Auth.FULL,
     "com.atproto.server.requestPasswordReset": Auth.NONE,
@@ -140,7 +140,9 @@ async def test_every_method_treats_missing_and_bad_credentials_alike(host: Host)
         missing = await _outcome(host, nsid, did, None)
         junk = await _outcome(host, nsid, did, "Bearer junk")
         basic = await _outcome(host, nsid, did, wrong_admin)
-        if (missing == (401, "AuthMissing")) == (level in OPEN):
+        is_operator_only = level in (Auth.ADMIN, Auth.MODERATOR)
+        name = "AuthenticationRequired" if is_operator_only else "AuthMissing"
+        if (missing == (401, name)) == (level in OPEN):
             wrong.append(f"{nsid} without credential: {missing}")
         match level:
             case Auth.NONE:

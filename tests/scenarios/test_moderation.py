@@ -485,9 +485,17 @@ async def test_without_a_moderation_service_no_token_is_one(host: Host, alice: P
         _token(f"{MODERATOR}#atproto_labeler", host.server.config.service_did, "getInviteCodes"),
         alice.client.token or "",
     ):
-        status, _ = await refused(host.client.with_token(token).get(ADMIN + "getInviteCodes"))
-        assert status == 401
-    assert await refused(host.client.get(ADMIN + "getInviteCodes")) == (401, "AuthMissing")
+        asked = host.client.with_token(token).get(ADMIN + "getInviteCodes")
+        assert await refused(asked) == (401, "UntrustedIss")
+    for malformed in ("Bearer", "Bearer one two"):
+        asked = host.client.call(
+            "GET", ADMIN + "getInviteCodes", headers={"Authorization": malformed}
+        )
+        assert await refused(asked) == (400, "InvalidToken")
+    assert await refused(host.client.get(ADMIN + "getInviteCodes")) == (
+        401,
+        "AuthenticationRequired",
+    )
 
 
 async def test_orders_need_the_password_and_json(host: Host, operator: Operator) -> None:

@@ -131,6 +131,18 @@ class AccountLives(RuleBasedStateMachine):
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
 
+    def holder_of(self, did: str) -> Life | None:
+        """Return the account that a DID has now."""
+        return next((life for life in self.lives.values() if life.did == did), None)
+
+    def why_ended(self, session: Session) -> str:
+        """Return what an access token is told whose session is no more."""
+        holder = self.holder_of(session.life.did)
+        if holder is None:
+            return "AccountNotFound"
+        is_stopped = holder.is_stopped and session.scope is not Scope.TAKENDOWN
+        return "AccountTakedown" if is_stopped else "ExpiredToken"
+
     def refused(self, call: Any) -> str:
         """Return the name of the refusal that a call must end in."""
         try:
@@ -244,7 +256,9 @@ class AccountLives(RuleBasedStateMachine):
         call = self.host.sessions.refresh(refresh.token)
         is_dead = session.is_ended or session.scope is Scope.TAKENDOWN
         if is_dead or refresh.expires_us <= self.now_us:
-            assert self.refused(call) == "ExpiredToken"
+            holder = self.holder_of(life.did)
+            is_stopped = holder is not None and holder.is_stopped
+            assert self.refused(call) == ("AccountTakedown" if is_stopped else "ExpiredToken")
         elif life.is_stopped:
             assert self.refused(call) == "AccountTakedown"
         else:
@@ -454,11 +468,8 @@ class AccountLives(RuleBasedStateMachine):
                 call = self.host.sessions.authenticate_access(access.token)
                 if access.expires_us <= self.now_us:
                     assert self.refused(call) == "ExpiredToken"
-                elif life.is_gone:
-                    back = life.did in {other.did for other in self.lives.values()}
-                    assert self.refused(call) == ("ExpiredToken" if back else "AccountNotFound")
-                elif session.is_ended:
-                    assert self.refused(call) == "ExpiredToken"
+                elif life.is_gone or session.is_ended:
+                    assert self.refused(call) == self.why_ended(session)
                 elif life.is_stopped and session.scope is not Scope.TAKENDOWN:
                     assert self.refused(call) == "AccountTakedown"
                 else:

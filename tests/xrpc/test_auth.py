@@ -93,7 +93,7 @@ MATRIX = {
         **dict.fromkeys(("no token", "three parts"), INVALID),
     },
     "Admin": {
-        "none": MISSING,
+        "none": REFUSED,
         "admin": (200, "admin"),
         **dict.fromkeys(
             ("full", "app", "takendown", "expired", "junk", "service", "wrong admin"), REFUSED

@@ -355,7 +355,7 @@ async def test_invite_codes_are_the_operators_business(client: Client) -> None:
     """ACC-26, XRPC-28."""
     created = await client.sign_up()
     refused = await client.call("createInviteCode", {"useCount": 1})
-    assert failure(refused) == (401, "AuthMissing")
+    assert failure(refused) == (401, "AuthenticationRequired")
     user = bearer(created["accessJwt"])
     assert (await client.call("createInviteCode", {"useCount": 1}, auth=user))[0] == 401
     status, made = await client.call("createInviteCode", {"useCount": 1}, auth=ADMIN)
