@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong settings or usage.
 import asyncio
 import getpass
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -75,10 +76,13 @@ class Ordering:
         Raises: ClickException with the reason of a refusal.
         """
         wanted = {key: value for key, value in fields.items() if _is_told(value)}
+        logging.disable(logging.WARNING)  # What a server would note at its start is no answer.
         try:
             answer = asyncio.run(self._give(name, {**wanted, **self._common}))
         except RequestError as error:
             raise click.ClickException(f"{error.message} ({error.name})") from error
+        finally:
+            logging.disable(logging.NOTSET)
         if self._as_json:
             click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
             return answer
