@@ -94,7 +94,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = types.MappingProxyType(
             "there is nothing to tune here",
         ),
         "PDS_VERSION": "the version of Freehold is shown",
-        "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN": "images are linked by the AppView",
         "PDS_LEXICON_AUTHORITY_DID": "lexicons come with the program",
         "LOG_SYSTEMS": "all parts log alike",
         "LOG_DESTINATION": "the log goes to standard error",

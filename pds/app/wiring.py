@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import pds
+from pds.app.app_views import build_views
 from pds.app.foundation import Foundation
 from pds.app.identities import (
     IdentityServices,
@@ -53,7 +54,6 @@ from pds.services.operator import Operator
 from pds.services.password_reset import PasswordReset
 from pds.services.passwords import Passwords
 from pds.services.preferences import Preferences
-from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
 from pds.services.rate_limits import RateLimits
 from pds.services.repos import Repos
 from pds.services.reserved_keys import ReservedKeys
@@ -97,6 +97,9 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     common = _build_common(base, passwords, options)
     cache, sessions, repos = common.cache, common.sessions, common.repos
     identity = _build_identity_services(base, common)
+    views = build_views(
+        base, cache=cache, catalog=common.catalog, tokens=common.service_tokens
+    )
     return Services(
         account_email=AccountEmail(
             engine=engine,
@@ -111,6 +114,8 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         account_reports=AccountReports(engine=engine, identities=common.identities),
         accounts=common.accounts,
         admin=AdminAuth(config.secrets.admin_password, common.rate_limits),
+        app_views=views.app_views,
+        appview_choices=views.appview_choices,
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
         blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
         catalog=common.catalog,
@@ -133,7 +138,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         password_reset=_build_password_reset(base, common),
         plc_operations=identity.plc_operations,
         preferences=Preferences(engine=engine, wall=SystemClock()),
-        proxy=_build_proxy(base, common.service_tokens),
+        proxy=views.proxy,
         rate_limits=common.rate_limits,
         repos=repos,
         reserved_keys=common.reserved_keys,
@@ -270,16 +275,6 @@ def _build_password_reset(base: Foundation, common: _Common) -> PasswordReset:
         passwords=common.passwords,
         tokens=common.mail_tokens,
         mails=common.mails,
-    )
-
-
-def _build_proxy(base: Foundation, service_tokens: ServiceTokens) -> Proxy:
-    return Proxy(
-        trusted=base.proxy_trusted,
-        guarded=base.proxy_guarded,
-        documents=base.resolver,
-        tokens=service_tokens,
-        settings=_proxy_settings(base.config),
     )
 
 
@@ -450,19 +445,3 @@ def _ask_appview(base: Foundation) -> AskAppview | None:
         return did if isinstance(did, str) else None
 
     return ask
-
-
-def _proxy_settings(config: Config) -> ProxySettings:
-    services, outbound = config.federation, config.outbound
-    moderation = _address(services.mod_service_did, services.mod_service_url)
-    return ProxySettings(
-        appview=_address(services.appview_did, services.appview_url),
-        moderation=moderation,
-        reports=_address(services.report_service_did, services.report_service_url) or moderation,
-        headers_timeout_s=outbound.proxy_headers_timeout_s,
-        max_answer_bytes=outbound.proxy_max_bytes,
-    )
-
-
-def _address(did: str | None, url: str | None) -> ServiceAddress | None:
-    return ServiceAddress(did, url) if did and url else None

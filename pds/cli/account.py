@@ -152,6 +152,18 @@ def rotate_key(account: str, key: str | None, **options: Any) -> None:
     Ordering(options).give("account.rotate-key", show_fields, account=account, key=key)
 
 
+@account.command("set-appview")
+@click.argument("account")
+@click.argument("appview", required=False)
+@order_options(changes=True)
+def set_appview(account: str, appview: str | None, **options: Any) -> None:
+    """Let an account use another AppView than the one of the settings.
+
+    APPVIEW is a DID, or DID#service, or `none`; left out, the choice is taken back.
+    """
+    Ordering(options).give("account.set-appview", show_change, account=account, appview=appview)
+
+
 @account.command("disable-invites")
 @click.argument("account")
 @order_options(changes=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pds.services.accounts import Accounts
     from pds.services.admin_auth import AdminAuth
     from pds.services.app_passwords import AppPasswords
+    from pds.services.app_views import AppViews
+    from pds.services.appview_choices import AppviewChoices
     from pds.services.blobs import Blobs
     from pds.services.crawlers import Crawlers
     from pds.services.credentials import Credentials
@@ -59,6 +61,8 @@ class Services:
     accounts: Accounts
     admin: AdminAuth
     app_passwords: AppPasswords
+    app_views: AppViews
+    appview_choices: AppviewChoices
     blobs: Blobs
     catalog: Catalog
     crawlers: Crawlers

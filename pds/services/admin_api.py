@@ -217,6 +217,20 @@ async def _end_sessions(asked: Asked) -> dict[str, Json]:
     return {"did": did}
 
 
+async def _set_appview(asked: Asked) -> dict[str, Json]:
+    did = await asked.did()
+    choice = asked.fields.maybe_text("appview")
+    before, after = await asked.services.appview_choices.set(
+        did, choice, asked.order, proxy=asked.services.proxy
+    )
+    return {
+        "did": did,
+        "before": {"appview": before},
+        "after": {"appview": after},
+        "changed": before != after,
+    }
+
+
 def _inviting(is_allowed: bool) -> Act:
     async def act(asked: Asked) -> dict[str, Json]:
         did = await asked.did()
@@ -377,6 +391,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "account.set-email": _set_email,
     "account.set-password": _set_password,
     "account.end-sessions": _end_sessions,
+    "account.set-appview": _set_appview,
     "account.enable-invites": _inviting(True),
     "account.disable-invites": _inviting(False),
     "invite.create": _create_invites,

@@ -41,13 +41,20 @@ class Preferences:
 
     async def get(self, principal: Principal) -> list[Json]:
         """Return what this caller may see, in the order it was put."""
-        stored = await self._engine.read("preference.get", list_preferences, principal.aid or 0)
+        return await self._get(principal.aid or 0, is_full=principal.is_full)
+
+    async def get_for_moderator(self, aid: int) -> list[Json]:
+        """Return all preferences of an account, for the moderation service."""
+        return await self._get(aid, is_full=True)
+
+    async def _get(self, aid: int, *, is_full: bool) -> list[Json]:
+        stored = await self._engine.read("preference.get", list_preferences, aid)
         items: list[Json] = []
         declared: Json = None
         for preference in stored:
             if preference.type == PERSONAL_DETAILS:
                 declared = _declared_age(preference, self._wall.now_us())
-                if not principal.is_full:
+                if not is_full:
                     continue
             if _is_in_namespace(preference.type):
                 items.append(orjson.loads(preference.value))

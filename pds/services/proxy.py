@@ -1,8 +1,9 @@
 """The service proxy: calls of methods that are not ours go to another service, signed for the user.
 
-Whom to ask comes from the `atproto-proxy` header or from the settings; the user's own token never
-leaves this host, a fresh service token that names the one method goes out instead. Destinations
-that a header chooses are reached through the guarded client only.
+Whom to ask comes from the `atproto-proxy` header, from the account's own choice of an AppView, or
+from the settings; the user's own token never leaves this host, a fresh service token that names the
+one method goes out instead. Destinations that users choose are reached through the guarded client
+only.
 
 Both bodies are streamed; a fault of the other side is never reported as ours: no answer, or a bad
 one, is a 502, and error bodies are parsed and written anew.
@@ -31,6 +32,8 @@ FORWARDED_REQUEST_HEADERS: Final = (
     "atproto-accept-labelers",
     "x-bsky-topics",
 )
+FORWARDED_PREFIX: Final = "x-atproto-"
+"""Every header that begins so is meant for the service behind us."""
 FORWARDED_BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length")
 FORWARDED_ANSWER_HEADERS: Final = (
     "content-length",
@@ -42,10 +45,15 @@ FORWARDED_ANSWER_HEADERS: Final = (
     "retry-after",
 )
 MAX_ERROR_BODY_BYTES: Final = 64_000
+NOT_IMPLEMENTED: Final = 501
 MAX_ERROR_NAME_CHARS: Final = 100
 
+APPVIEW_ID: Final = "bsky_appview"
+NO_APPVIEW: Final = "none"
+"""The choice of an account that wants no AppView at all."""
+
 _LABELER: Final = "atproto_labeler"
-_APPVIEW: Final = "bsky_appview"
+_NAMES_OF_OUR_FAULTS: Final = frozenset({"InternalServerError", "Internal Server Error"})
 
 
 class UpstreamAnswer(Protocol):
@@ -87,6 +95,13 @@ class DocumentSource(Protocol):
 
     async def resolve_did(self, did: Did) -> DidDocument:
         """Return the document. Raises: NotResolvable, Unreachable."""
+
+
+class AppviewSource(Protocol):
+    """Knows which AppView an account wants."""
+
+    async def get(self, aid: int) -> str | None:
+        """Return `did#service`, `NO_APPVIEW`, or None for the one of the settings."""
 
 
 class TokenMinter(Protocol):
@@ -138,22 +153,87 @@ class ProxyTarget:
 
 @dataclass(frozen=True, slots=True)
 class ProxiedCall:
-    """One call to pass on. `query` is the raw query string without `?`."""
+    """One call to pass on. `query` is the raw query string without `?`.
+
+    With `is_read_here` only content codings are asked for that `ProxiedAnswer.read` can undo.
+    """
 
     nsid: str
     method: str
     query: str
     headers: Mapping[str, str]
     body: AsyncIterable[bytes] | None
+    is_read_here: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class ProxiedAnswer:
-    """What to answer. Iterate `chunks` inside the `async with` only."""
+class TokenFor:
+    """Whom a service token is for, where that is not simply the target and the method."""
 
-    status: int
-    headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
+    aud: str
+    lxm: str
+
+
+class ProxiedAnswer:
+    """A good answer whose body is still on the way. Use it inside the `async with` only, once."""
+
+    def __init__(
+        self, answer: UpstreamAnswer, headers: Mapping[str, str], *, has_body: bool
+    ) -> None:
+        self.status = answer.status
+        self.headers = headers
+        self._answer = answer
+        self._has_body = has_body
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Wait for the first bytes, and return all of them, content coding untouched.
+
+        Raises: UpstreamError before the first; RemoteError from the iterator if it breaks off.
+        """
+        if not self._has_body:
+            return _resume(b"", None)
+        chunks = self._answer.iter_chunks()
+        try:
+            first = await anext(chunks, b"")
+        except RemoteError as error:
+            raise _failed("Upstream service gave a bad answer") from error
+        return _resume(first, chunks)
+
+    async def read(self) -> bytes:
+        """Return the whole body, decoded. Raises: UpstreamError."""
+        try:
+            return await self._answer.read()
+        except RemoteError as error:
+            raise _failed("Upstream service gave a bad answer") from error
+
+
+class UpstreamError(RequestError):
+    """What the other side answered instead of an answer, or that there was none.
+
+    `is_outage` says that it was no refusal: nobody answered, or with a fault of their own.
+    `repo_rev` is the rev up to which a refusing AppView knows the caller's repo, if it said so.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        status: int,
+        *,
+        is_outage: bool,
+        repo_rev: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, message, status, headers=headers)
+        self.is_outage = is_outage
+        self.repo_rev = repo_rev
+
+
+class NoService(RequestError):
+    """There is no service that such calls go to."""
+
+    def __init__(self, nsid: str) -> None:
+        super().__init__("InvalidRequest", f"No service configured for {nsid}")
 
 
 class Proxy:
@@ -167,27 +247,55 @@ class Proxy:
         documents: DocumentSource,
         tokens: TokenMinter,
         settings: ProxySettings,
+        choices: AppviewSource | None = None,
     ) -> None:
         self._trusted = trusted
         self._guarded = guarded
         self._documents = documents
         self._tokens = tokens
         self._settings = settings
+        self._choices = choices
 
     @property
     def max_request_bytes(self) -> int:
         """The largest request body that is passed on."""
         return self._settings.max_request_bytes
 
-    async def find_target(self, nsid: str, header: str | None) -> ProxyTarget:
-        """Decide whom a call goes to (XRPC-61).
+    @property
+    def appview(self) -> ProxyTarget | None:
+        """The AppView of the settings."""
+        address = self._settings.appview
+        if address is None:
+            return None
+        return ProxyTarget(Did(address.did), APPVIEW_ID, address.url, is_configured=True)
 
-        Raises: RequestError 400 for a header that names nobody, 502 if that could not be found
-        out.
+    async def find_target(
+        self, nsid: str, header: str | None, *, aid: int | None = None
+    ) -> ProxyTarget:
+        """Decide whom a call of the account `aid` goes to (XRPC-61).
+
+        Raises: RequestError 400 for a header that names nobody; NoService; UpstreamError 502 if it
+        could not be found out.
         """
-        if header is None:
+        if header is not None:
+            return await self.find_named(header)
+        if self._choices is None or aid is None or _service_of(nsid) != APPVIEW_ID:
             return self._default_target(nsid)
-        did, service_id = _parse_header(header)
+        chosen = await self._choices.get(aid)
+        if chosen is None:
+            return self._default_target(nsid)
+        if chosen == NO_APPVIEW:
+            raise NoService(nsid)
+        try:
+            return await self.find_named(chosen)
+        except UpstreamError:
+            raise
+        except RequestError as error:  # The choice was good once: no fault of this call.
+            raise _failed("could not resolve the chosen AppView") from error
+
+    async def find_named(self, name: str) -> ProxyTarget:
+        """Find a service by `did#service`. Raises: as `find_target`."""
+        did, service_id = _parse_header(name)
         for wanted, address in self._configured():
             if address is not None and address.did == did and wanted == service_id:
                 return ProxyTarget(did, service_id, address.url, is_configured=True)
@@ -223,23 +331,51 @@ class Proxy:
 
     @asynccontextmanager
     async def forward(
-        self, principal: Principal, call: ProxiedCall
+        self,
+        principal: Principal,
+        call: ProxiedCall,
+        *,
+        target: ProxyTarget | None = None,
+        token_for: TokenFor | None = None,
     ) -> AsyncIterator[ProxiedAnswer]:
-        """Pass a call on and hand over its answer once the first bytes are here.
+        """Pass a call on and hand over its answer once the headers are here.
 
-        Raises: RequestError, also in place of every error answer of the other side; RemoteError
-        from `chunks` when it breaks off later.
+        Without a `target` the header, the account and the settings decide.
+        Raises: UpstreamError for every answer that is not good, and for none; RequestError.
         """
         if call.method not in METHODS:
             raise RequestError("MethodNotImplemented", "Method Not Implemented", 501)
         did = self.check_permission(principal, call.nsid)
-        target = await self.find_target(call.nsid, call.headers.get("atproto-proxy"))
-        token = await self._tokens.mint(did, aud=self._audience(target), lxm=call.nsid)
+        if target is None:
+            header = call.headers.get("atproto-proxy")
+            target = await self.find_target(call.nsid, header, aid=principal.aid)
+        token_for = token_for or TokenFor(self._audience(target), call.nsid)
+        token = await self._tokens.mint(did, aud=token_for.aud, lxm=token_for.lxm)
+        async with self._send(call, target, token) as answer:
+            yield answer
+
+    async def ask(
+        self, target: ProxyTarget, nsid: str, query: str, *, asker: Did | None = None
+    ) -> bytes:
+        """Return the whole answer to a small query of our own, made for `asker` if given.
+
+        Raises: UpstreamError.
+        """
+        call = ProxiedCall(nsid, "GET", query, {}, None, is_read_here=True)
+        token = None
+        if asker is not None:
+            token = await self._tokens.mint(asker, aud=self._audience(target), lxm=nsid)
+        async with self._send(call, target, token) as answer:
+            return await answer.read()
+
+    @asynccontextmanager
+    async def _send(
+        self, call: ProxiedCall, target: ProxyTarget, token: str | None
+    ) -> AsyncIterator[ProxiedAnswer]:
         client = self._trusted if target.is_configured else self._guarded
-        url = f"{target.url}/xrpc/{call.nsid}" + (f"?{call.query}" if call.query else "")
         request = client.request(
             call.method,
-            url,
+            f"{target.url}/xrpc/{call.nsid}" + (f"?{call.query}" if call.query else ""),
             headers=_request_headers(call, token),
             body=call.body,
             max_bytes=self._settings.max_answer_bytes,
@@ -250,26 +386,7 @@ class Proxy:
                 answer = await stack.enter_async_context(request)
             except RemoteError as error:
                 raise _failed("Upstream service unreachable") from error
-            yield await self._check_answer(answer, has_body=call.method != "HEAD")
-
-    async def _check_answer(self, answer: UpstreamAnswer, *, has_body: bool) -> ProxiedAnswer:
-        headers = {
-            name: answer.headers[name]
-            for name in FORWARDED_ANSWER_HEADERS
-            if name in answer.headers
-        }
-        if answer.status >= 400:
-            raise await _error_of(answer, headers.get("retry-after"))
-        if not 200 <= answer.status < 300:
-            raise _failed("Upstream service gave a bad answer")
-        if not has_body:
-            return ProxiedAnswer(answer.status, headers, _nothing())
-        chunks = answer.iter_chunks()
-        try:
-            first = await anext(chunks, b"")
-        except RemoteError as error:
-            raise _failed("Upstream service gave a bad answer") from error
-        return ProxiedAnswer(answer.status, headers, _resume(first, chunks))
+            yield await _check_answer(answer, has_body=call.method != "HEAD")
 
     def _audience(self, target: ProxyTarget) -> str:
         full = self._settings.full_audience
@@ -277,20 +394,21 @@ class Proxy:
 
     def _default_target(self, nsid: str) -> ProxyTarget:
         settings = self._settings
-        if nsid.startswith("tools.ozone."):
-            service_id, address = _LABELER, settings.moderation
+        service_id = _service_of(nsid)
+        if service_id == APPVIEW_ID:
+            address = settings.appview
         elif nsid == CREATE_REPORT:
-            service_id, address = _LABELER, settings.reports or settings.moderation
+            address = settings.reports or settings.moderation
         else:
-            service_id, address = _APPVIEW, settings.appview
+            address = settings.moderation
         if address is None:
-            raise _refused(f"No service configured for {nsid}")
+            raise NoService(nsid)
         return ProxyTarget(Did(address.did), service_id, address.url, is_configured=True)
 
     def _configured(self) -> tuple[tuple[str, ServiceAddress | None], ...]:
         settings = self._settings
         return (
-            (_APPVIEW, settings.appview),
+            (APPVIEW_ID, settings.appview),
             (_LABELER, settings.moderation),
             (_LABELER, settings.reports),
         )
@@ -306,18 +424,50 @@ def _parse_header(header: str) -> tuple[Did, str]:
         raise _refused("invalid did in proxy header") from error
 
 
-def _request_headers(call: ProxiedCall, token: str) -> dict[str, str]:
-    """The headers that go out: a fixed list, and our own token (XRPC-66)."""
+def _service_of(nsid: str) -> str:
+    """Return the id of the service that calls of `nsid` go to by default."""
+    is_for_labeler = nsid.startswith("tools.ozone.") or nsid == CREATE_REPORT
+    return _LABELER if is_for_labeler else APPVIEW_ID
+
+
+def _request_headers(call: ProxiedCall, token: str | None) -> dict[str, str]:
+    """The headers that go out: a fixed list, what begins right, and our own token (XRPC-66)."""
     names = [*FORWARDED_REQUEST_HEADERS]
     if call.body is not None:
         names += FORWARDED_BODY_HEADERS
     headers = {name: call.headers[name] for name in names if name in call.headers}
-    headers["accept-encoding"] = call.headers.get("accept-encoding", "identity")
-    headers["authorization"] = f"Bearer {token}"
+    for name, value in call.headers.items():
+        if name.lower().startswith(FORWARDED_PREFIX):
+            headers[name.lower()] = value
+    codings = call.headers.get("accept-encoding", "identity")
+    headers["accept-encoding"] = _readable(codings) if call.is_read_here else codings
+    if token is not None:
+        headers["authorization"] = f"Bearer {token}"
     return headers
 
 
-async def _error_of(answer: UpstreamAnswer, retry_after: str | None) -> RequestError:
+def _readable(codings: str) -> str:
+    """Return which of the codings that a client takes we ask for when we must read the answer."""
+    for item in codings.lower().split(","):
+        coding, _, weight = item.partition(";")
+        if coding.strip() == "gzip" and weight.replace(" ", "") not in ("q=0", "q=0.0"):
+            return "gzip"
+    return "identity"
+
+
+async def _check_answer(answer: UpstreamAnswer, *, has_body: bool) -> ProxiedAnswer:
+    """Let a good answer pass. Raises: UpstreamError."""
+    headers = {
+        name: answer.headers[name] for name in FORWARDED_ANSWER_HEADERS if name in answer.headers
+    }
+    if answer.status >= 400:
+        raise await _error_of(answer, headers)
+    if not 200 <= answer.status < 300:
+        raise _failed("Upstream service gave a bad answer")
+    return ProxiedAnswer(answer, headers, has_body=has_body)
+
+
+async def _error_of(answer: UpstreamAnswer, headers: Mapping[str, str]) -> UpstreamError:
     """Word an error answer anew: only a name and a message come through (XRPC-67)."""
     status = 502 if answer.status == 500 else answer.status
     name, message = _generic_error(status)
@@ -328,12 +478,20 @@ async def _error_of(answer: UpstreamAnswer, retry_after: str | None) -> RequestE
     if isinstance(detail, dict):
         found = detail.get("error")
         if isinstance(found, str) and 0 < len(found) <= MAX_ERROR_NAME_CHARS:
-            name = found
+            is_ambiguous = status >= 500 and found in _NAMES_OF_OUR_FAULTS
+            name = name if is_ambiguous else found
         text = detail.get("message")
         if isinstance(text, str):
             message = text
-    headers = {"Retry-After": retry_after} if retry_after else None
-    return RequestError(name, message, status, headers=headers)
+    retry_after = headers.get("retry-after")
+    return UpstreamError(
+        name,
+        message,
+        status,
+        is_outage=status >= 500 and status != NOT_IMPLEMENTED,
+        repo_rev=headers.get("atproto-repo-rev"),
+        headers={"Retry-After": retry_after} if retry_after else None,
+    )
 
 
 def _generic_error(status: int) -> tuple[str, str]:
@@ -342,21 +500,17 @@ def _generic_error(status: int) -> tuple[str, str]:
     return "InvalidRequest", "Upstream service refused the request"
 
 
-async def _resume(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _resume(first: bytes, chunks: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
     if first:
         yield first
-    async for chunk in chunks:
-        yield chunk
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""
+    if chunks is not None:
+        async for chunk in chunks:
+            yield chunk
 
 
 def _refused(message: str) -> RequestError:
     return RequestError("InvalidRequest", message)
 
 
-def _failed(message: str) -> RequestError:
-    return RequestError("UpstreamFailure", message, 502)
+def _failed(message: str) -> UpstreamError:
+    return UpstreamError("UpstreamFailure", message, 502, is_outage=True)

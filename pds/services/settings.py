@@ -15,6 +15,7 @@ from pds.errors import ProtocolError
 from pds.protocol.syntax import parse_did
 
 MAX_PORT: Final = 65_535
+CDN_PLACES: Final = 3
 
 
 def ms_to_s(text: str) -> float:
@@ -57,6 +58,13 @@ def parse_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be a URL that starts with https://")
     return text.rstrip("/")
+
+
+def parse_cdn_pattern(text: str) -> str:
+    """A URL with three places to fill. Raises: ValueError."""
+    if text.count("%s") != CDN_PLACES:
+        raise ValueError("must have %s three times: kind, DID and CID")
+    return parse_url(text)
 
 
 def parse_urls(text: str) -> tuple[str, ...]:
@@ -247,6 +255,12 @@ class FederationSettings:
         "PDS_BSKY_APP_VIEW_URL", "The AppView that unknown methods go to.", parse=parse_url
     )
     appview_did: str | None = setting("PDS_BSKY_APP_VIEW_DID", "Its DID.", parse=parse_did_setting)
+    appview_cdn_url_pattern: str | None = setting(
+        "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
+        "Where the AppView shows pictures: a URL in which `%s` stands three times, for the kind of"
+        " picture, the DID and the CID; our own getBlob when unset.",
+        parse=parse_cdn_pattern,
+    )
     mod_service_url: str | None = setting(
         "PDS_MOD_SERVICE_URL", "The moderation service.", parse=parse_url
     )

@@ -5,12 +5,13 @@ and where it goes is decided in `pds.services.proxy`; here bytes are moved, both
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from pds.errors import RemoteError, RequestError
-from pds.services.proxy import ProxiedCall
+from pds.services.proxy import ProxiedAnswer, ProxiedCall
 from pds.xrpc.errors import invalid_request, payload_too_large
 from pds.xrpc.server import Answer, Call
 
@@ -30,28 +31,52 @@ async def proxy_call(call: Call) -> Answer:
         if announced is not None and announced > proxy.max_request_bytes:
             raise payload_too_large(proxy.max_request_bytes)
         body = _raw_body(request, proxy.max_request_bytes, call.services.limits.body_idle_s)
-    proxied = ProxiedCall(
+    async with proxy.forward(call.principal, make_proxied(call, body=body)) as answer:
+        return await stream_answer(request, answer)
+
+
+def make_proxied(
+    call: Call,
+    *,
+    body: AsyncIterator[bytes] | None = None,
+    is_read_here: bool = False,
+) -> ProxiedCall:
+    """Return a call as it goes on to another service."""
+    request = call.request
+    return ProxiedCall(
         nsid=call.nsid,
         method=request.method,
         query=request.rel_url.raw_query_string,
-        headers=request.headers,
+        headers=_joined(request.headers),
         body=body,
+        is_read_here=is_read_here,
     )
-    async with proxy.forward(call.principal, proxied) as answer:
-        response = web.StreamResponse(
-            status=answer.status, headers={**answer.headers, **ANSWER_HEADERS}
-        )
-        await response.prepare(request)
-        if request.method != "HEAD":
-            try:
-                async for chunk in answer.chunks:
-                    await response.write(chunk)
-            except RemoteError as error:
-                # The status is out already: cut the connection, so that nobody takes what was
-                # sent for the whole.
-                raise ConnectionResetError("the upstream answer broke off") from error
-        await response.write_eof()
-        return response
+
+
+async def stream_answer(request: web.Request, answer: ProxiedAnswer) -> web.StreamResponse:
+    """Send an answer on to the client as it arrives."""
+    chunks = await answer.stream()
+    response = web.StreamResponse(
+        status=answer.status, headers={**answer.headers, **ANSWER_HEADERS}
+    )
+    await response.prepare(request)
+    try:
+        async for chunk in chunks:
+            await response.write(chunk)
+    except RemoteError as error:
+        # The status is out already: cut the connection, so that nobody takes what was sent for
+        # the whole.
+        raise ConnectionResetError("the upstream answer broke off") from error
+    await response.write_eof()
+    return response
+
+
+def _joined(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
+    """Return headers each of which is there once; those that were repeated are joined."""
+    names = {name.lower() for name in headers}
+    if len(names) == len(headers):
+        return headers
+    return CIMultiDict((name, ", ".join(headers.getall(name))) for name in names)
 
 
 async def _raw_body(

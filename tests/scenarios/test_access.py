@@ -12,7 +12,16 @@ from tests.support_client import XrpcError, sign_up
 
 LEVELS = {
     "app.bsky.actor.getPreferences": Auth.SESSION_TAKENDOWN_OK,
+    "app.bsky.actor.getProfile": Auth.SESSION,
+    "app.bsky.actor.getProfiles": Auth.SESSION,
     "app.bsky.actor.putPreferences": Auth.SESSION,
+    "app.bsky.feed.getActorLikes": Auth.SESSION,
+    "app.bsky.feed.getAuthorFeed": Auth.SESSION,
+    "app.bsky.feed.getFeed": Auth.SESSION,
+    "app.bsky.feed.getPostThread": Auth.SESSION,
+    "app.bsky.feed.getTimeline": Auth.SESSION,
+    "app.bsky.notification.registerPush": Auth.SESSION,
+    "app.bsky.notification.unregisterPush": Auth.SESSION,
     "com.atproto.admin.deleteAccount": Auth.ADMIN,
     "com.atproto.admin.disableAccountInvites": Auth.MODERATOR,
     "com.atproto.admin.disableInviteCodes": Auth.MODERATOR,
@@ -118,6 +127,9 @@ async def _outcome(host: Host, nsid: str, did: str, authorization: str | None) -
         "identifier": "nobody.test",
         "dids": did,
         "uri": f"at://{did}",
+        "actor": did,
+        "actors": did,
+        "feed": f"at://{did}/app.bsky.feed.generator/x",
     }
     headers = {"Authorization": authorization} if authorization else {}
     verb = "POST" if method.kind == "procedure" else "GET"

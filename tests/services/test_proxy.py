@@ -141,7 +141,7 @@ class Town:
             body=None if body is None else chunks(),
         )
         async with self.proxy.forward(principal or session(), call) as answer:
-            content = b"".join([chunk async for chunk in answer.chunks])
+            content = b"".join([chunk async for chunk in await answer.stream()])
             return answer.status, answer.headers, content
 
     async def refused(self, *args: Any, **options: Any) -> tuple[int, str]:
@@ -391,7 +391,7 @@ async def test_head_has_headers_and_no_body(town: Town) -> None:
         (400, b'{"error":"' + b"x" * 200 + b'","message":"m"}', (400, "InvalidRequest", "m")),
         (400, b"x" * 100_000, (400, "InvalidRequest", REFUSED)),
         (401, b'{"error":"BadJwt","message":"m"}', (401, "BadJwt", "m")),
-        (500, b'{"error":"InternalServerError","message":"m"}', (502, "InternalServerError", "m")),
+        (500, b'{"error":"InternalServerError","message":"m"}', (502, "UpstreamFailure", "m")),
         (500, b"trace", (502, "UpstreamFailure", "Upstream service failed")),
         (503, b"", (503, "UpstreamFailure", "Upstream service failed")),
         (504, b"", (504, "UpstreamFailure", "Upstream service failed")),
