@@ -6,7 +6,6 @@ Spec: (ACC-25, ACC-26, ACC-32, ACC-44, ACC-46, ACC-48, XRPC-28, SYNC-70, SYNC-80
 
 import base64
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,57 +14,16 @@ import pytest
 from pds.config import Config
 from pds.protocol.car import read_car
 from pds.protocol.cid import parse_cid
-from pds.protocol.diddoc import parse_did_document
 from pds.protocol.keys import make_signer
-from pds.protocol.service_auth import sign_service_token
-from pds.protocol.syntax import Did, Nsid
 from tests.scenarios.conftest import Host, host_in
-from tests.support_client import Client, Person, XrpcError, sign_up
+from tests.support_client import Client, Person, sign_up
+from tests.support_operator import ADMIN, REPO, Operator, refused
 
-ADMIN = "com.atproto.admin."
-REPO = "com.atproto.admin.defs#repoRef"
 RECORD = "com.atproto.repo.strongRef"
 BLOB = "com.atproto.admin.defs#repoBlobRef"
 POST = "app.bsky.feed.post"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
-MODERATOR = Did("did:web:mod.example.com")
-MODERATOR_SIGNER = make_signer("k256", b"\x33" * 32)
-ACCOUNT_SIGNER = make_signer("k256", b"\x34" * 32)
-
-
-class Operator:
-    """Calls methods with the admin password."""
-
-    def __init__(self, host: Host) -> None:
-        token = base64.b64encode(f"admin:{host.admin_password}".encode()).decode()
-        self.headers = {"Authorization": f"Basic {token}"}
-        self.client = Client(host.client.http, host.client.url)
-
-    async def get(self, method: str, **params: Any) -> Any:
-        name = method if "." in method else ADMIN + method
-        return await self.client.call("GET", name, params=params, headers=self.headers)
-
-    async def post(self, method: str, **fields: Any) -> Any:
-        headers = {**self.headers, "Content-Type": "application/json"}
-        name = method if "." in method else ADMIN + method
-        return await self.client.call(
-            "POST", name, data=json.dumps(fields).encode(), headers=headers
-        )
-
-    async def take_down(self, kind: str, *, applied: bool = True, **subject: Any) -> Any:
-        return await self.post(
-            "updateSubjectStatus",
-            subject={"$type": kind, **subject},
-            takedown={"applied": applied, **({"ref": "case 7"} if applied else {})},
-        )
-
-    async def order(self, name: str, **fields: Any) -> Any:
-        url = f"{self.client.url}/admin/api/{name}"
-        async with self.client.http.post(url, json=fields, headers=self.headers) as answer:
-            body = await answer.json()
-            if answer.status != 200:
-                raise XrpcError(answer.status, body, answer.headers)
-            return body
+FOREIGN_KEY = make_signer("k256", b"\x33" * 32).public_key.did_key
 
 
 @pytest.fixture
@@ -76,12 +34,6 @@ def operator(host: Host) -> Operator:
 @pytest.fixture
 async def alice(client: Client) -> Person:
     return await sign_up(client, "alice.test")
-
-
-async def refused(work: Any) -> tuple[int, str]:
-    with pytest.raises(XrpcError) as info:
-        await work
-    return info.value.status, info.value.name
 
 
 async def blocks_of(client: Client, did: str) -> dict[Any, bytes]:
@@ -290,7 +242,7 @@ async def test_operators_give_handles_and_keys(
     assert await refused(strange) == (400, "NotFound")
     reserved = await client.post("com.atproto.server.reserveSigningKey", did=alice.did)
     key = reserved["signingKey"]
-    foreign = MODERATOR_SIGNER.public_key.did_key
+    foreign = FOREIGN_KEY
     other = operator.post("updateAccountSigningKey", did=alice.did, signingKey=foreign)
     assert await refused(other) == (400, "InvalidRequest")
     await operator.post("updateAccountSigningKey", did=alice.did, signingKey=key)
@@ -414,90 +366,6 @@ async def test_moderators_write_to_people(
     assert await refused(stranger) == (400, "InvalidRequest")
 
 
-async def test_the_moderation_service_does_what_it_may_under_its_own_name(tmp_path: Any) -> None:
-    """XRPC-28, XRPC-42: the labeler's key, this method, this server; each token once."""
-
-    def with_moderator(config: Config) -> Config:
-        federation = replace(
-            config.federation,
-            mod_service_did=str(MODERATOR),
-            mod_service_url="https://mod.example.com",
-        )
-        return replace(config, federation=federation)
-
-    async with host_in(tmp_path, change=with_moderator) as host:
-        operator, client = Operator(host), host.client
-        alice = await sign_up(client, "alice.test")
-        document = parse_did_document(
-            {
-                "id": MODERATOR,
-                "verificationMethod": [
-                    _method("#atproto", ACCOUNT_SIGNER),
-                    _method("#atproto_label", MODERATOR_SIGNER),
-                ],
-            },
-            MODERATOR,
-        )
-        _know(host, document)
-        aud = host.server.config.service_did
-        take_down = {
-            "subject": {"$type": REPO, "did": alice.did},
-            "takedown": {"applied": True, "ref": "42"},
-        }
-
-        async def act(token: str, method: str = "updateSubjectStatus", **body: Any) -> Any:
-            return await client.with_token(token).post(ADMIN + method, body or take_down)
-
-        good = _token(f"{MODERATOR}#atproto_labeler", aud, "updateSubjectStatus")
-        await act(good)
-        assert (await refused(act(good)))[0] == 401
-        modern = _token(str(MODERATOR), aud, "updateSubjectStatus", kid="#atproto_label")
-        await act(modern)
-        acts = (await operator.order("audit.list", subject=alice.did))["acts"]
-        assert {entry["actor"] for entry in acts} == {str(MODERATOR)}
-        issuer = f"{MODERATOR}#atproto_labeler"
-        for wrong, name in (
-            (_token(issuer, aud, "getAccountInfo"), "BadJwtLexiconMethod"),
-            (_token(issuer, "did:web:other.example.com", "updateSubjectStatus"), "BadJwtAudience"),
-            (_token("did:web:other.example.com", aud, "updateSubjectStatus"), "UntrustedIss"),
-            (
-                _token(str(MODERATOR), aud, "updateSubjectStatus", signer=ACCOUNT_SIGNER),
-                "BadJwtIss",
-            ),
-            (_token(issuer, aud, "updateSubjectStatus", signer=ACCOUNT_SIGNER), "BadJwtSignature"),
-            (alice.client.token or "", "BadJwtType"),
-        ):
-            assert await refused(act(wrong)) == (401, name)
-        for method in ("updateAccountEmail", "updateAccountPassword", "deleteAccount"):
-            body = {
-                "did": alice.did,
-                "account": alice.did,
-                "email": "a@b.cd",
-                "password": "12345678",
-            }
-            token = _token(issuer, aud, method)
-            assert (await refused(act(token, method, **body)))[0] == 401
-
-
-async def test_without_a_moderation_service_no_token_is_one(host: Host, alice: Person) -> None:
-    """XRPC-28: and an account of this host is no moderator either."""
-    for token in (
-        _token(f"{MODERATOR}#atproto_labeler", host.server.config.service_did, "getInviteCodes"),
-        alice.client.token or "",
-    ):
-        asked = host.client.with_token(token).get(ADMIN + "getInviteCodes")
-        assert await refused(asked) == (401, "UntrustedIss")
-    for malformed in ("Bearer", "Bearer one two"):
-        asked = host.client.call(
-            "GET", ADMIN + "getInviteCodes", headers={"Authorization": malformed}
-        )
-        assert await refused(asked) == (400, "InvalidToken")
-    assert await refused(host.client.get(ADMIN + "getInviteCodes")) == (
-        401,
-        "AuthenticationRequired",
-    )
-
-
 async def test_orders_need_the_password_and_json(host: Host, operator: Operator) -> None:
     """The operator's own path refuses what the methods refuse."""
     url = f"{host.client.url}/admin/api/account.list"
@@ -553,52 +421,3 @@ async def test_a_rehearsal_changes_nothing(
     assert host.server.engine.last_seq == seq
     done = await operator.order("account.takedown", account=alice.handle, ref="x")
     assert done == said
-
-
-def _method(name: str, signer: Any) -> dict[str, str]:
-    return {
-        "id": f"{MODERATOR}{name}",
-        "type": "Multikey",
-        "controller": MODERATOR,
-        "publicKeyMultibase": signer.public_key.did_key.removeprefix("did:key:"),
-    }
-
-
-def _know(host: Host, document: Any) -> None:
-    """Let the server know a document as if it had resolved it."""
-    resolver = host.server.services.service_tokens._resolver
-
-    async def resolve_did(did: Did, *, refresh: bool = False) -> Any:
-        return document if did == MODERATOR else await real(did, refresh=refresh)
-
-    real = resolver.resolve_did
-    resolver.resolve_did = resolve_did
-
-
-_numbers = iter(range(10_000))
-
-
-def _token(
-    iss: str, aud: str, method: str, *, kid: str | None = None, signer: Any = MODERATOR_SIGNER
-) -> str:
-    now_s = int(time.time())
-    jti = f"token {next(_numbers)}"
-    if kid is None:
-        return sign_service_token(
-            signer,
-            iss=Did(iss),
-            aud=aud,
-            lxm=Nsid(ADMIN + method),
-            iat=now_s,
-            exp=now_s + 60,
-            jti=jti,
-        )
-    header = {"typ": "JWT", "alg": "ES256K", "kid": kid}
-    claims = {"iss": iss, "aud": aud, "lxm": ADMIN + method, "exp": now_s + 60, "jti": jti}
-    signing_input = ".".join(_segment(part) for part in (header, claims))
-    signature = base64.urlsafe_b64encode(signer.sign(signing_input.encode())).rstrip(b"=").decode()
-    return f"{signing_input}.{signature}"
-
-
-def _segment(part: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
