@@ -48,13 +48,15 @@ class NodeProject:
         return done.stdout
 
     @contextmanager
-    def running(self, script: str, *args: str) -> Iterator[str]:
+    def running(
+        self, script: str, *args: str, environment: dict[str, str] | None = None
+    ) -> Iterator[str]:
         """Run a script that prints one line when it is ready; the block gets that line."""
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [self.node, self._place(script), *args],
                 cwd=self.folder,
-                env=_environment(self.node),
+                env={**_environment(self.node), **(environment or {})},
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

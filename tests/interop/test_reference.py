@@ -1,0 +1,140 @@
+"""The reference PDS and ours side by side: the same requests, the same answers.
+
+Each intended difference is named in `stories/known.py` with the subject of its row in
+docs/compatibility.md; any other difference fails, and so does a named one that is gone.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from email.policy import default
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from tests.fakes.plc import running_plc
+from tests.interop.reference import running_reference
+from tests.interop.side_by_side import Pair, Side
+from tests.interop.stories import accounts, operators, probes, records, sync
+from tests.interop.stories.known import KNOWN
+from tests.support import ROOT
+from tests.support_live import live_server_in
+from tests.support_process import free_port
+
+STORIES = (
+    accounts.sign_up,
+    accounts.sessions,
+    accounts.app_passwords,
+    accounts.service_tokens,
+    accounts.invites,
+    accounts.mail,
+    records.create,
+    records.put_and_delete,
+    records.apply,
+    records.read,
+    records.blobs,
+    sync.repos,
+    sync.identity,
+    accounts.life,
+    operators.accounts,
+    operators.takedowns,
+    probes.every_method,
+)
+MIN_REQUESTS = 300
+
+
+@contextmanager
+def mail_server(mails: list[tuple[str, str]]) -> Iterator[str]:
+    """Take mails over SMTP on loopback into `mails`; the block gets the URL."""
+
+    class Keep:
+        async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+            content = envelope.content
+            assert isinstance(content, bytes)
+            message = message_from_bytes(content, policy=default)
+            body = message.get_body(("plain", "html"))
+            assert body is not None
+            mails.extend((to, body.get_content()) for to in envelope.rcpt_tos)
+            return "250 OK"
+
+    port = free_port()
+    controller = Controller(Keep(), hostname="127.0.0.1", port=port, ready_timeout=10)
+    controller.start()
+    try:
+        yield f"smtp://127.0.0.1:{port}"
+    finally:
+        controller.stop()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    """Both servers, fresh, each with its own directory of identities and mailbox."""
+    sides = (Side("reference", ""), Side("ours", ""))
+    mail = [mail_server(side.mails) for side in sides]
+    async with running_plc() as plc, aiohttp.ClientSession() as session:
+        urls = [await asyncio.to_thread(one.__enter__) for one in mail]
+        sender = {
+            "PDS_EMAIL_FROM_ADDRESS": "pds@example.com",
+            "PDS_BLOB_UPLOAD_LIMIT": "100000",
+            "PDS_ENABLE_DID_DOC_WITH_SESSION": "true",
+        }
+        plc_url = plc.url.replace("127.0.0.1", "localhost")
+        started = running_reference(
+            tmp_path / "reference", plc_url, PDS_EMAIL_SMTP_URL=urls[0], **sender
+        )
+        sides[0].url = await asyncio.to_thread(started.__enter__)
+        try:
+            async with live_server_in(
+                tmp_path / "ours", PDS_EMAIL_SMTP_URL=urls[1], **sender
+            ) as server:
+                sides[1].url = server.url
+                yield Pair(session, *sides)
+        finally:
+            await asyncio.to_thread(started.__exit__, None, None, None)
+            for one in mail:
+                await asyncio.to_thread(one.__exit__, None, None, None)
+
+
+@pytest.mark.timeout(600)
+async def test_both_answer_alike(pair: Pair) -> None:
+    for story in STORIES:
+        await story(pair)
+    found = dict(pair.differences)
+    print(f"{pair.count} requests to both, {len(found)} of the answers differ")
+    if path := os.environ.get("PDS_TEST_DIFFERENCES"):
+        Path(path).write_text(json.dumps(found, indent=1, default=repr))
+    intended = {label: [one for one in KNOWN if fnmatchcase(label, one)] for label in found}
+    unexpected = {label: both for label, both in found.items() if not intended[label]}
+    assert not unexpected, show(unexpected)
+    gone = sorted(set(KNOWN).difference(*intended.values()))
+    assert not gone, f"these do not differ any more: {gone}"
+    assert pair.count >= MIN_REQUESTS
+
+
+def test_every_intended_difference_is_documented() -> None:
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    subjects = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
+    missing = {subject for subject in KNOWN.values() if subject not in subjects}
+    assert not missing, f"no row in docs/compatibility.md for {sorted(missing)}"
+
+
+def show(differences: dict[str, Any]) -> str:
+    """Lines of label, the reference's answer and ours."""
+    lines = [f"{len(differences)} answers differ:"]
+    for label, (reference, ours) in differences.items():
+        lines.append(f"{label}\n    reference {brief(reference)}\n    ours      {brief(ours)}")
+    return "\n".join(lines)
+
+
+def brief(value: Any) -> str:
+    """One line of it."""
+    return re.sub(r"\s+", " ", str(value))[:400]
