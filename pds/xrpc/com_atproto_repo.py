@@ -1,4 +1,4 @@
-"""com.atproto.repo.*: write and read records, describe a repo."""
+"""com.atproto.repo.*: write and read records, describe a repo, take in a whole one."""
 
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -10,7 +10,7 @@ from pds.protocol.data import Json
 from pds.protocol.repo import UNSET, Action, Unset
 from pds.services.principal import Principal
 from pds.services.repos import RecordWrite, RepoUnknown, WriteOutcome, WriteResult
-from pds.xrpc.access import RECORD, RECORDS, Allows
+from pds.xrpc.access import RECORD, RECORDS, REPO, Allows
 from pds.xrpc.auth import Auth, authenticate
 from pds.xrpc.proxy import proxy_call
 from pds.xrpc.server import Answer, Call, MethodTable
@@ -115,7 +115,7 @@ async def list_records(call: Call) -> bytes:
     )
 
 
-@routes.method("com.atproto.repo.describeRepo", auth=Auth.NONE, subject=RECORDS)
+@routes.method("com.atproto.repo.describeRepo", auth=Auth.NONE, subject=REPO)
 async def describe_repo(call: Call) -> Json:
     """Say whose repo it is and which collections it has."""
     found = await call.services.repos.describe(call.params["repo"])
@@ -158,6 +158,14 @@ async def list_missing_blobs(call: Call) -> Json:
     if cursor is not None:
         answer["cursor"] = cursor
     return answer
+
+
+@routes.method("com.atproto.repo.importRepo", auth=Auth.FULL)
+async def import_repo(call: Call) -> None:
+    """Take in the whole repo of an account that moves in (ACC-52)."""
+    if call.body is None:
+        raise RequestError("InvalidRequest", "A request body is expected but none was provided")
+    await call.services.repo_imports.import_repo(_principal(call), aiter(call.body))
 
 
 def _body(call: Call) -> dict[str, Any]:
