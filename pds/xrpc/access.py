@@ -197,6 +197,8 @@ def refusal(access: Access, credential: Credential, state: State) -> Refusal | N
             return _refresh_refusal(access.allows, credential, state)
         case Auth.SERVICE_OPTIONAL:
             return _service_refusal(credential, state, with_account=False)
+        case Auth.SESSION_OR_MODERATOR if credential in (*SERVICES, *MODERATORS):
+            return _moderator_refusal(credential)
         case Auth.SESSION_OR_SERVICE if credential in (*SERVICES, *MODERATORS):
             return _service_refusal(credential, state, with_account=True)
         case _:

@@ -16,9 +16,11 @@ from multidict import CIMultiDict
 from pds.errors import RequestError
 from pds.services.principal import Principal, PrincipalKind
 from pds.services.proxy import APPVIEW_ID, ProxiedAnswer, ProxiedCall
+from pds.xrpc.access import Allows
+from pds.xrpc.auth import Auth
 from pds.xrpc.errors import invalid_request
 from pds.xrpc.proxy import make_proxied, stream_answer
-from pds.xrpc.server import Answer, Auth, Call, MethodTable
+from pds.xrpc.server import Answer, Call, MethodTable
 
 routes: Final = MethodTable()
 
@@ -33,7 +35,7 @@ VIEWS: Final = (
 PUSH: Final = ("app.bsky.notification.registerPush", "app.bsky.notification.unregisterPush")
 
 
-@routes.method("app.bsky.actor.getPreferences", auth=Auth.SESSION_TAKENDOWN_OK)
+@routes.method("app.bsky.actor.getPreferences", auth=Auth.SESSION_OR_MODERATOR)
 async def get_preferences(call: Call) -> Answer:
     """Return the caller's private preferences, or those of an account to the moderation service."""
     principal = _principal(call)
@@ -68,7 +70,7 @@ async def get_view(call: Call) -> Answer:
         return web.Response(body=view.body, status=view.status, headers=view.headers)
 
 
-@routes.method("app.bsky.feed.getFeed", auth=Auth.SESSION)
+@routes.method("app.bsky.feed.getFeed", auth=Auth.SESSION, allows=Allows.ACTIVE)
 async def get_feed(call: Call) -> Answer:
     """Pass a feed on, with a token for its generator."""
     views, feed = call.services.app_views, call.params["feed"]
@@ -86,9 +88,9 @@ async def pass_push(call: Call) -> Answer:
 
 
 for _nsid in VIEWS:
-    routes.method(_nsid, auth=Auth.SESSION)(get_view)
+    routes.method(_nsid, auth=Auth.SESSION, allows=Allows.ACTIVE)(get_view)
 for _nsid in PUSH:
-    routes.method(_nsid, auth=Auth.SESSION)(pass_push)
+    routes.method(_nsid, auth=Auth.SESSION, allows=Allows.ACTIVE)(pass_push)
 
 
 def _is_for_another_appview(call: Call) -> bool:

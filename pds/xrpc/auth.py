@@ -44,11 +44,20 @@ class Auth(Enum):
     """The operator, or a token of the configured moderation service that names this method."""
     SESSION_OR_SERVICE = auto()
     """A session, or a service token that names this method."""
+    SESSION_OR_MODERATOR = auto()
+    """A session, also a narrow one, or a token of the moderation service that names this method."""
     SERVICE_OPTIONAL = auto()
     """Anonymous, or a service token that names this method."""
 
 
-TAKENDOWN_OK: Final = frozenset({Auth.OPTIONAL, Auth.SESSION_TAKENDOWN_OK, Auth.FULL_TAKENDOWN_OK})
+TAKENDOWN_OK: Final = frozenset(
+    {
+        Auth.OPTIONAL,
+        Auth.SESSION_TAKENDOWN_OK,
+        Auth.FULL_TAKENDOWN_OK,
+        Auth.SESSION_OR_MODERATOR,
+    }
+)
 FULL_ONLY: Final = frozenset({Auth.FULL, Auth.FULL_TAKENDOWN_OK})
 BASIC_OK: Final = frozenset({Auth.ADMIN, Auth.MODERATOR, Auth.OPTIONAL})
 OPERATOR_ONLY: Final = frozenset({Auth.ADMIN, Auth.MODERATOR})
@@ -92,6 +101,8 @@ async def _from_bearer(
             return await services.service_tokens.authenticate_moderator(token, lxm=nsid)
         case Auth.SERVICE_OPTIONAL:
             return await services.service_tokens.authenticate(token, lxm=nsid)
+        case Auth.SESSION_OR_MODERATOR if services.service_tokens.is_service_token(token):
+            return await services.service_tokens.authenticate_moderator(token, lxm=nsid)
         case Auth.SESSION_OR_SERVICE if services.service_tokens.is_service_token(token):
             return await services.service_tokens.authenticate(token, lxm=nsid)
     principal = await services.sessions.authenticate_access(token)

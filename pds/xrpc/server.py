@@ -55,7 +55,8 @@ serves everybody (promise B5)."""
 
 EXPOSED_HEADERS: Final = (
     "DPoP-Nonce, WWW-Authenticate, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, "
-    "RateLimit-Policy, Retry-After, atproto-repo-rev, atproto-content-labelers"
+    "RateLimit-Policy, Retry-After, atproto-repo-rev, atproto-content-labelers, "
+    "Atproto-Upstream-Lag, X-Freehold-View"
 )
 PUBLIC_HEADERS: Final[Mapping[str, str]] = {
     "Access-Control-Allow-Origin": "*",

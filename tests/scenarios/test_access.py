@@ -11,7 +11,7 @@ from tests.scenarios.conftest import Host
 from tests.support_client import XrpcError, sign_up
 
 LEVELS = {
-    "app.bsky.actor.getPreferences": Auth.SESSION_TAKENDOWN_OK,
+    "app.bsky.actor.getPreferences": Auth.SESSION_OR_MODERATOR,
     "app.bsky.actor.getProfile": Auth.SESSION,
     "app.bsky.actor.getProfiles": Auth.SESSION,
     "app.bsky.actor.putPreferences": Auth.SESSION,
@@ -46,11 +46,13 @@ LEVELS = {
     "com.atproto.identity.signPlcOperation": Auth.FULL_TAKENDOWN_OK,
     "com.atproto.identity.submitPlcOperation": Auth.FULL,
     "com.atproto.identity.updateHandle": Auth.FULL,
+    "com.atproto.lexicon.resolveLexicon": Auth.NONE,
     "com.atproto.repo.applyWrites": Auth.SESSION,
     "com.atproto.repo.createRecord": Auth.SESSION,
     "com.atproto.repo.deleteRecord": Auth.SESSION,
     "com.atproto.repo.describeRepo": Auth.NONE,
     "com.atproto.repo.getRecord": Auth.NONE,
+    "com.atproto.repo.importRepo": Auth.FULL,
     "com.atproto.repo.listMissingBlobs": Auth.SESSION,
     "com.atproto.repo.listRecords": Auth.NONE,
     "com.atproto.repo.putRecord": Auth.SESSION,

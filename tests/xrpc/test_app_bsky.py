@@ -1,0 +1,663 @@
+"""The app.bsky methods over real HTTP, between a real server and an AppView that misbehaves.
+
+Spec: (XRPC-60, XRPC-61, XRPC-64, XRPC-65, XRPC-67, XRPC-68)
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from pds.config import Config
+from pds.protocol.diddoc import DidDocument, parse_did_document
+from pds.protocol.keys import make_signer
+from pds.protocol.service_auth import sign_service_token
+from pds.protocol.syntax import Did, Nsid
+from pds.services.audit import Order
+from pds.services.lexicons import load_catalog
+from pds.services.moderation import AccountChange, RecordSubject
+from tests.fakes.appview import APPVIEW_DID, FakeAppview, running_appview
+from tests.scenarios.conftest import Host, host_in
+from tests.support_client import Client, Person, XrpcError, sign_up
+
+PROFILE = "app.bsky.actor.getProfile"
+PROFILES = "app.bsky.actor.getProfiles"
+AUTHOR_FEED = "app.bsky.feed.getAuthorFeed"
+LIKES = "app.bsky.feed.getActorLikes"
+THREAD = "app.bsky.feed.getPostThread"
+TIMELINE = "app.bsky.feed.getTimeline"
+VIEWS = (PROFILE, PROFILES, AUTHOR_FEED, LIKES, THREAD, TIMELINE)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
+MODERATOR = Did("did:web:mod.example.com")
+MODERATOR_SIGNER = make_signer("k256", b"\x61" * 32)
+CATALOG = load_catalog()
+MADE_CID = "bafyreidwroesxuw5qzp4pdvvpbxv4bjuvhubqz4zfz3de6pi3a5c5rryum"
+
+
+@dataclass
+class Stage:
+    """A server, its AppView, and two people."""
+
+    host: Host
+    appview: FakeAppview
+    alice: Person
+    bob: Person
+
+    def key(self, person: Person) -> str:
+        state = self.host.plc.get_state(person.did)
+        assert state is not None
+        return state.verification_methods["atproto"]
+
+    async def index(self) -> None:
+        for person in (self.alice, self.bob):
+            await self.appview.index(person, self.key(person))
+
+    async def ask(
+        self, nsid: str, person: Person | None = None, *, verb: str = "GET", **options: Any
+    ) -> tuple[int, Any, Any]:
+        """Return status, JSON (held against the lexicon when it is an answer), and headers."""
+        client = (person or self.alice).client
+        headers = {"Authorization": f"Bearer {client.token}", **options.pop("headers", {})}
+        url = f"{client.url}/xrpc/{nsid}"
+        async with client.http.request(verb, url, headers=headers, **options) as answer:
+            content = await answer.read()
+            body = orjson.loads(content) if content else None
+            method = CATALOG.method(nsid)
+            if answer.status == 200 and method is not None and verb == "GET":
+                method.check_output(body)
+            return answer.status, body, answer.headers
+
+    async def view(self, nsid: str, person: Person | None = None, **params: Any) -> Any:
+        status, body, _ = await self.ask(nsid, person, params=params)
+        assert status == 200, body
+        return body
+
+    async def refused(self, nsid: str, person: Person | None = None, **params: Any) -> Any:
+        status, body, _ = await self.ask(nsid, person, params=params)
+        assert status >= 400, body
+        return status, body["error"]
+
+
+def settings(appview: FakeAppview | None) -> Any:
+    def change(config: Config) -> Config:
+        federation = replace(
+            config.federation,
+            appview_url=None if appview is None else appview.url,
+            appview_did=None if appview is None else APPVIEW_DID,
+            mod_service_did=MODERATOR,
+            mod_service_url="http://127.0.0.1:9",
+        )
+        outbound = replace(config.outbound, proxy_headers_timeout_s=0.5, proxy_body_timeout_s=0.4)
+        return replace(config, federation=federation, outbound=outbound)
+
+    return change
+
+
+async def set_stage(stack: AsyncExitStack, folder: Path, *, with_appview: bool) -> Stage:
+    appview = await stack.enter_async_context(running_appview())
+    change = settings(appview if with_appview else None)
+    host = await stack.enter_async_context(host_in(folder, change=change))
+    alice = await sign_up(host.client, "alice.test")
+    bob = await sign_up(host.client, "bob.test")
+    return Stage(host, appview, alice, bob)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        yield await set_stage(stack, tmp_path, with_appview=True)
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        yield await set_stage(stack, tmp_path, with_appview=False)
+
+
+async def put_profile(person: Person, **fields: Any) -> None:
+    await person.client.post(
+        "com.atproto.repo.putRecord",
+        repo=person.did,
+        collection="app.bsky.actor.profile",
+        rkey="self",
+        record={"$type": "app.bsky.actor.profile", **fields},
+    )
+
+
+def ref(made: Any) -> dict[str, str]:
+    return {"uri": made["uri"], "cid": made["cid"]}
+
+
+def reply_to(parent: Any, root: Any = None) -> dict[str, Any]:
+    return {"reply": {"root": ref(root or parent), "parent": ref(parent)}}
+
+
+def uris(answer: Any) -> list[str]:
+    return [item["post"]["uri"] for item in answer["feed"]]
+
+
+# Read-after-write
+
+
+async def test_nothing_newer_leaves_every_answer_as_it_came(stage: Stage) -> None:
+    post = await stage.alice.post("seen")
+    await put_profile(stage.alice, displayName="Alice")
+    await stage.index()
+    requests: dict[str, Any] = {
+        PROFILE: {"actor": "alice.test"},
+        PROFILES: [("actors", stage.alice.did), ("actors", stage.bob.did)],
+        AUTHOR_FEED: {"actor": stage.alice.did},
+        LIKES: {"actor": stage.alice.did},
+        THREAD: {"uri": post["uri"]},
+        TIMELINE: {},
+    }
+    for mood in ("good", "gzip"):
+        stage.appview.mood = mood
+        for nsid, params in requests.items():
+            status, _, headers = await stage.ask(nsid, params=params)
+            assert status == 200, nsid
+            assert "Atproto-Upstream-Lag" not in headers
+            assert headers["Atproto-Repo-Rev"] == stage.appview.revs[stage.alice.did]
+            assert headers.get("Content-Encoding") == ("gzip" if mood == "gzip" else None)
+    tokens = {(call.iss, call.aud, call.lxm == call.nsid) for call in stage.appview.asked}
+    assert tokens == {(stage.alice.did, APPVIEW_DID, True)}
+
+
+async def test_a_new_profile_is_seen_by_its_owner_at_once(stage: Stage) -> None:
+    await stage.alice.post("hello")
+    await put_profile(stage.alice, displayName="Old")
+    await stage.index()
+    avatar = await stage.alice.client.upload(PNG, "image/png")
+    await put_profile(
+        stage.alice, displayName="New", description="me", pronouns="they", avatar=avatar
+    )
+    cid = avatar["ref"]["$link"]
+    status, view, headers = await stage.ask(PROFILE, params={"actor": "alice.test"})
+    assert status == 200
+    assert (view["displayName"], view["description"], view["followersCount"]) == ("New", "me", 5)
+    assert view["avatar"] == (
+        f"{stage.host.server.config.public_url}/xrpc/com.atproto.sync.getBlob"
+        f"?did={stage.alice.did}&cid={cid}"
+    )
+    assert 0 <= int(headers["Atproto-Upstream-Lag"]) < 60_000
+    assert headers["Atproto-Content-Labelers"] == "did:web:labels.example"
+    assert headers["Cache-Control"] == "private"
+    profiles = await stage.view(PROFILES, actors=[stage.bob.did, stage.alice.did])
+    assert [view.get("displayName") for view in profiles["profiles"]] == [None, "New"]
+    for nsid in (AUTHOR_FEED, LIKES, TIMELINE):
+        feed = await stage.view(nsid, **({} if nsid == TIMELINE else {"actor": "alice.test"}))
+        assert feed["feed"][0]["post"]["author"]["displayName"] == "New", nsid
+    # What others see of it is the AppView's business, and so is what is seen of others.
+    seen = await stage.view(PROFILE, stage.bob, actor="alice.test")
+    assert seen["displayName"] == "Old"
+    assert "displayName" not in await stage.view(PROFILE, actor="bob.test")
+
+
+async def test_new_posts_stand_in_the_own_feed_and_the_timeline(stage: Stage) -> None:
+    old = await stage.alice.post("old")
+    await stage.index()
+    blob = await stage.alice.client.upload(PNG, "image/png")
+    picture = {"image": blob, "alt": "a", "aspectRatio": {"width": 2, "height": 1}}
+    images = {"$type": "app.bsky.embed.images", "images": [picture]}
+    card = {"uri": "https://example.com", "title": "t", "description": "d", "thumb": blob}
+    external = {"$type": "app.bsky.embed.external", "external": card}
+    quote = {"$type": "app.bsky.embed.record", "record": ref(old)}
+    both = {"$type": "app.bsky.embed.recordWithMedia", "record": quote, "media": images}
+    labels = {"$type": "com.atproto.label.defs#selfLabels", "values": [{"val": "nudity"}]}
+    made = [
+        await stage.alice.post("first", embed=images, labels=labels),
+        await stage.alice.post("second", embed=external),
+        await stage.alice.post("third", embed=quote),
+        await stage.alice.post("fourth", embed=both, **reply_to(old)),
+    ]
+    feed = await stage.view(AUTHOR_FEED, actor=stage.alice.did)
+    expected = [entry["uri"] for entry in reversed(made)]
+    assert uris(feed) == [*expected, old["uri"]]
+    posts = {item["post"]["record"]["text"]: item["post"] for item in feed["feed"]}
+    thumb = posts["first"]["embed"]["images"][0]["thumb"]
+    assert thumb.endswith(f"&cid={blob['ref']['$link']}")
+    assert posts["first"]["labels"][0]["val"] == "nudity"
+    assert posts["first"]["likeCount"] == 0
+    assert posts["second"]["embed"]["external"]["thumb"] == thumb
+    assert posts["third"]["embed"]["record"]["uri"] == old["uri"]
+    assert posts["fourth"]["embed"]["record"]["record"]["value"]["text"] == "old"
+    assert posts["fourth"]["embed"]["media"]["images"][0]["alt"] == "a"
+    assert uris(await stage.view(TIMELINE)) == [*expected, old["uri"]]
+    # Not on later pages, not under a filter that it does not fit, not in other people's feeds.
+    assert uris(await stage.view(AUTHOR_FEED, actor="alice.test", cursor="x")) == [old["uri"]]
+    no_replies = await stage.view(AUTHOR_FEED, actor="alice.test", filter="posts_no_replies")
+    assert uris(no_replies) == [*expected[1:], old["uri"]]
+    media = await stage.view(AUTHOR_FEED, actor="alice.test", filter="posts_with_media")
+    assert uris(media) == [expected[0], expected[3], old["uri"]]
+    assert uris(await stage.view(AUTHOR_FEED, actor="bob.test")) == []
+    assert uris(await stage.view(AUTHOR_FEED, stage.bob, actor="alice.test")) == [old["uri"]]
+    # An AppView that has caught up is not patched any more.
+    await stage.index()
+    assert uris(await stage.view(AUTHOR_FEED, actor=stage.alice.did)) == [*expected, old["uri"]]
+
+
+async def test_the_first_post_ever_stands_in_an_empty_feed(stage: Stage) -> None:
+    await stage.index()
+    made = await stage.alice.post("first")
+    assert uris(await stage.view(AUTHOR_FEED, actor="ALICE.test")) == [made["uri"]]
+
+
+async def test_at_most_ten_new_posts_are_added_the_newest(stage: Stage) -> None:
+    await stage.index()
+    made = [(await stage.alice.post(f"post {i}"))["uri"] for i in range(12)]
+    assert uris(await stage.view(TIMELINE)) == made[:1:-1]
+
+
+async def test_quotes_of_others_are_asked_of_the_appview(stage: Stage) -> None:
+    await stage.index()
+    stranger = "did:web:stranger.example"
+    uri = f"at://{stranger}/app.bsky.feed.post/3kaaaaaaaaa2a"
+    cid = "bafyreidwroesxuw5qzp4pdvvpbxv4bjuvhubqz4zfz3de6pi3a5c5rryum"
+    quote = {"$type": "app.bsky.embed.record", "record": {"uri": uri, "cid": cid}}
+    await stage.alice.post("quoting", embed=quote)
+    missing = (await stage.view(TIMELINE))["feed"][0]["post"]["embed"]["record"]
+    assert missing == {
+        "$type": "app.bsky.embed.record#viewNotFound",
+        "uri": uri,
+        "notFound": True,
+    }
+    stage.appview.posts[uri] = {
+        "uri": uri,
+        "cid": cid,
+        "author": {"did": stranger, "handle": "stranger.example"},
+        "record": {"text": "far away"},
+        "indexedAt": "2020-01-01T00:00:00.000Z",
+    }
+    shown = (await stage.view(TIMELINE))["feed"][0]["post"]["embed"]["record"]
+    assert shown["$type"] == "app.bsky.embed.record#viewRecord"
+    assert shown["value"]["text"] == "far away"
+    # Rubbish in place of the quoted post: the answer goes out unpatched.
+    stage.appview.posts[uri]["author"] = {"did": 5}
+    stage.appview.posts[uri]["indexedAt"] = "2000-01-01T00:00:00.000Z"
+    status, body, headers = await stage.ask(AUTHOR_FEED, params={"actor": stage.alice.did})
+    assert (status, body["feed"]) == (200, [])
+    assert "Atproto-Upstream-Lag" not in headers
+
+
+async def test_new_replies_stand_in_their_thread(stage: Stage) -> None:
+    root = await stage.bob.post("root")
+    seen = await stage.alice.post("seen", **reply_to(root))
+    await stage.index()
+    new = await stage.alice.post("new", **reply_to(seen, root))
+    newer = await stage.alice.post("newer", **reply_to(new, root))
+    await stage.alice.post("elsewhere")
+    thread = (await stage.view(THREAD, uri=root["uri"]))["thread"]
+    below = thread["replies"][0].get("replies", [])
+    assert [view["post"]["uri"] for view in below] == [new["uri"]]
+    assert [view["post"]["uri"] for view in below[0]["replies"]] == [newer["uri"]]
+    # Seen from a reply, and by somebody else.
+    middle = (await stage.view(THREAD, uri=seen["uri"]))["thread"]
+    assert middle["replies"][0]["post"]["uri"] == new["uri"]
+    assert middle["parent"]["post"]["uri"] == root["uri"]
+    other = (await stage.view(THREAD, stage.bob, uri=seen["uri"]))["thread"]
+    assert other["replies"] == []
+
+
+async def test_an_own_post_that_the_appview_cannot_find_is_shown(stage: Stage) -> None:
+    root = await stage.bob.post("root")
+    seen = await stage.alice.post("seen", **reply_to(root))
+    await stage.index()
+    stage.appview.posts.pop(seen["uri"])
+    # It knows of that one and hides it: that stands.
+    assert await stage.refused(THREAD, uri=seen["uri"]) == (400, "NotFound")
+    new = await stage.alice.post("new", **reply_to(root))
+    newer = await stage.alice.post("newer", **reply_to(new, root))
+    status, body, headers = await stage.ask(
+        THREAD, params={"uri": newer["uri"].replace(stage.alice.did, "alice.test")}
+    )
+    assert status == 200, body
+    assert body["thread"]["post"]["uri"] == newer["uri"]
+    assert body["thread"]["parent"]["post"]["uri"] == new["uri"]
+    assert body["thread"]["parent"]["parent"]["post"]["record"]["text"] == "root"
+    assert int(headers["Atproto-Upstream-Lag"]) >= 0
+    short = await stage.view(THREAD, uri=newer["uri"], parentHeight=0)
+    assert "parent" not in short["thread"]
+    assert await stage.refused(THREAD, stage.bob, uri=new["uri"]) == (400, "NotFound")
+    stage.appview.send_rev = False
+    assert await stage.refused(THREAD, uri=new["uri"]) == (400, "NotFound")
+
+
+# An AppView that misbehaves
+
+
+async def test_answers_of_another_shape_are_passed_on_as_they_are(stage: Stage) -> None:
+    await stage.index()
+    await stage.alice.post("new")
+    await put_profile(stage.alice, displayName="New")
+    client = stage.alice.client
+    headers = {"Authorization": f"Bearer {client.token}"}
+    for mood, expected in (
+        ("no json", b'{"feed": ['),
+        ("html", b"<html>"),
+        ("wrong shape", b'{"feed":[{"post":{"uri":5}}],"did":7}'),
+        ("list", b"[]"),
+    ):
+        stage.appview.mood = mood
+        for nsid in (TIMELINE, PROFILE):
+            url = f"{client.url}/xrpc/{nsid}?actor={stage.alice.did}"
+            async with client.http.get(url, headers=headers) as answer:
+                assert (answer.status, await answer.read()) == (200, expected)
+                assert "Atproto-Upstream-Lag" not in answer.headers
+
+
+async def test_when_the_appview_gives_no_answer_what_lives_here_is_shown(stage: Stage) -> None:
+    """Its faults are never reported as ours, and own content stays readable."""
+    await stage.index()
+    post = await stage.alice.post("here")
+    await put_profile(stage.alice, displayName="Alice")
+    views: list[tuple[str, dict[str, Any]]] = [
+        (PROFILE, {"actor": "alice.test"}),
+        (PROFILES, {"actors": [stage.alice.did, "bob.test"]}),
+        (AUTHOR_FEED, {"actor": stage.alice.did}),
+        (THREAD, {"uri": post["uri"]}),
+    ]
+    stranger = "did:web:stranger.example"
+    elsewhere: list[tuple[str, dict[str, Any]]] = [
+        (PROFILE, {"actor": stranger}),
+        (PROFILES, {"actors": [stage.alice.did, stranger]}),
+        (AUTHOR_FEED, {"actor": stage.alice.did, "cursor": "x"}),
+    ]
+    for mood in ("down", "error", "busy", "redirect", "huge", "bomb", "silent", "stalls", "breaks"):
+        stage.appview.mood = mood
+        is_slow = mood in ("silent", "stalls")
+        for nsid, params in views[:1] if is_slow else views:
+            status, body, headers = await stage.ask(nsid, params=params)
+            assert status == 200, (mood, nsid, body)
+            assert headers["X-Freehold-View"] == "local"
+        expected = (503, "Busy") if mood == "busy" else (502, "UpstreamFailure")
+        assert await stage.refused(TIMELINE) == expected, mood
+        for nsid, params in elsewhere if mood in ("down", "error", "busy") else []:
+            assert await stage.refused(nsid, **params) == expected, (mood, nsid)
+
+
+# Without an AppView
+
+
+async def test_without_an_appview_own_content_can_be_read(alone: Stage) -> None:
+    alice, bob = alone.alice, alone.bob
+    avatar = await alice.client.upload(PNG, "image/png")
+    await put_profile(alice, displayName="Alice", avatar=avatar, website="https://a.example")
+    made = [await alice.post(f"post {i}") for i in range(5)]
+    reply = await bob.post("reply", **reply_to(made[0]))
+    like = {"subject": ref(made[1]), "createdAt": "2026-01-02T03:04:05.000Z"}
+    await bob.create("app.bsky.feed.like", like)
+    gone = {"uri": made[0]["uri"].replace(alice.did, "did:web:gone.example"), "cid": reply["cid"]}
+    await bob.create("app.bsky.feed.like", {**like, "subject": gone})
+    follow = {"subject": alice.did, "createdAt": "2026-01-02T03:04:05.000Z"}
+    followed = await bob.create("app.bsky.graph.follow", follow)
+    status, view, headers = await alone.ask(PROFILE, bob, params={"actor": "Alice.test"})
+    assert (status, headers["X-Freehold-View"]) == (200, "local")
+    assert (view["displayName"], view["postsCount"], view["followsCount"]) == ("Alice", 5, 0)
+    assert view["viewer"] == {"muted": False, "blockedBy": False, "following": followed["uri"]}
+    assert "avatar" in view
+    profiles = await alone.view(PROFILES, actors=["bob.test", "nobody.test", alice.did])
+    assert [entry["handle"] for entry in profiles["profiles"]] == ["bob.test", "alice.test"]
+    first = await alone.view(AUTHOR_FEED, bob, actor=alice.did, limit=3)
+    rest = await alone.view(AUTHOR_FEED, bob, actor=alice.did, limit=3, cursor=first["cursor"])
+    assert uris(first) + uris(rest) == [entry["uri"] for entry in reversed(made)]
+    assert "cursor" not in rest
+    likes = await alone.view(LIKES, bob, actor=bob.did)
+    assert uris(likes) == [made[1]["uri"]]
+    thread = (await alone.view(THREAD, uri=made[0]["uri"]))["thread"]
+    assert "replies" not in thread  # Bob's replies are looked for when Bob asks.
+    thread = (await alone.view(THREAD, bob, uri=made[0]["uri"]))["thread"]
+    assert thread["replies"][0]["post"]["uri"] == reply["uri"]
+    thread = (await alone.view(THREAD, uri=reply["uri"]))["thread"]
+    assert thread["parent"]["post"]["uri"] == made[0]["uri"]
+    assert uris(await alone.view(TIMELINE, bob)) == [reply["uri"]]
+
+
+async def test_without_an_appview_the_rest_is_refused_with_a_reason(alone: Stage) -> None:
+    stranger = "did:web:stranger.example"
+    post = f"at://{stranger}/app.bsky.feed.post/3kaaaaaaaaa2a"
+    assert await alone.refused(PROFILE, actor=stranger) == (400, "InvalidRequest")
+    assert await alone.refused(AUTHOR_FEED, actor=stranger) == (400, "InvalidRequest")
+    assert await alone.refused(LIKES, actor=alone.bob.did) == (400, "InvalidRequest")
+    assert await alone.refused(THREAD, uri=post) == (400, "NotFound")
+    assert await alone.refused(AUTHOR_FEED, actor="bob.test", cursor="x") == (
+        400,
+        "InvalidRequest",
+    )
+    assert await alone.refused("app.bsky.notification.listNotifications") == (
+        400,
+        "InvalidRequest",
+    )
+    gone = await alone.alice.post("quoting", **reply_to({"uri": post, "cid": MADE_CID}))
+    thread = (await alone.view(THREAD, uri=gone["uri"]))["thread"]
+    assert thread["parent"] == {
+        "$type": "app.bsky.feed.defs#notFoundPost",
+        "uri": post,
+        "notFound": True,
+    }
+    assert alone.appview.asked == []
+
+
+async def test_local_answers_keep_blocks_takedowns_and_states(alone: Stage) -> None:
+    alice, bob = alone.alice, alone.bob
+    hidden = await alice.post("hidden")
+    shown = await alice.post("shown")
+    operator = alone.host.server.services.operator.moderation
+    path = hidden["uri"].removeprefix(f"at://{alice.did}/")
+    subject = RecordSubject(Did(alice.did), path, None)
+    await operator.change_record(subject, takedown=True, ref=None, order=Order("cli:test"))
+    assert uris(await alone.view(AUTHOR_FEED, bob, actor=alice.did)) == [shown["uri"]]
+    assert uris(await alone.view(AUTHOR_FEED, actor=alice.did)) == [shown["uri"]]
+    assert await alone.refused(THREAD, bob, uri=hidden["uri"]) == (400, "NotFound")
+    block = {"subject": bob.did, "createdAt": "2026-01-02T03:04:05.000Z"}
+    await alice.create("app.bsky.graph.block", block)
+    assert await alone.refused(AUTHOR_FEED, bob, actor=alice.did) == (400, "BlockedByActor")
+    assert await alone.refused(AUTHOR_FEED, actor=bob.did) == (400, "BlockedActor")
+    view = await alone.view(PROFILE, bob, actor=alice.did)
+    assert view["viewer"]["blockedBy"] is True
+    thread = await alone.view(THREAD, bob, uri=shown["uri"])
+    assert thread["thread"]["blocked"] is True
+    change = AccountChange(takedown=True)
+    await operator.change_account(Did(alice.did), change, Order("cli:test"))
+    assert await alone.refused(PROFILE, bob, actor=alice.did) == (400, "InvalidRequest")
+
+
+async def test_an_account_can_have_another_appview_or_none(stage: Stage) -> None:
+    did, services = Did(stage.alice.did), stage.host.server.services
+    await stage.alice.post("here")
+    await stage.index()
+    order = Order("cli:test")
+    other = Did("did:web:other.example")
+    choices, proxy = services.appview_choices, services.proxy
+    with pytest.raises(Exception, match="proxy did"):
+        await choices.set(did, other, order, proxy=proxy)
+    async with running_appview() as second:
+        second.did = other
+        endpoint = {"id": "#bsky_appview", "type": "BskyAppView", "serviceEndpoint": second.url}
+        give_document(stage, other, {"id": other, "service": [endpoint]})
+        second.profiles[did] = {"did": did, "handle": "alice.test", "displayName": "Second"}
+        assert await choices.set(did, other, order, proxy=proxy) == (
+            None,
+            f"{other}#bsky_appview",
+        )
+        view = await stage.view(PROFILE, actor=did)
+        assert view["displayName"] == "Second"
+        assert second.asked[0].aud == other
+        assert "displayName" not in await stage.view(PROFILE, stage.bob, actor=did)
+        # A header overrules it for one call.
+        header = {"atproto-proxy": f"{APPVIEW_DID}#bsky_appview"}
+        _, view, _ = await stage.ask(PROFILE, params={"actor": did}, headers=header)
+        assert "displayName" not in view
+    rehearsal = replace(order, is_rehearsal=True)
+    assert (await choices.set(did, "none", rehearsal, proxy=proxy))[1] == "none"
+    assert await choices.get(1) != "none"
+    await choices.set(did, "none", order, proxy=proxy)
+    _, _, headers = await stage.ask(TIMELINE)
+    assert headers["X-Freehold-View"] == "local"
+    await choices.set(did, None, order, proxy=proxy)
+    _, _, headers = await stage.ask(TIMELINE)
+    assert "X-Freehold-View" not in headers
+    trail, _ = await services.operator.audit.list(subject=did)
+    assert [row.act for row in trail] == ["account.set-appview"] * 3
+
+
+def give_document(stage: Stage, did: Did, document: dict[str, Any]) -> None:
+    """Let the server find a DID document without a network."""
+    resolver: Any = stage.host.server.services.app_views._documents
+    real = resolver.resolve_did
+
+    async def resolve_did(wanted: Did, *, refresh: bool = False) -> DidDocument:
+        if wanted == did:
+            return parse_did_document(document, did)
+        found: DidDocument = await real(wanted, refresh=refresh)
+        return found
+
+    resolver.resolve_did = resolve_did
+
+
+# Feeds, push notifications, preferences
+
+
+async def test_a_feed_gets_a_token_for_its_generator(stage: Stage) -> None:
+    await stage.alice.post("in the feed")
+    await stage.index()
+    feed = "at://did:web:feeds.example/app.bsky.feed.generator/cats"
+    generator = "did:web:generator.example"
+    stage.appview.feeds[feed] = generator
+    stage.appview.audiences.add(generator)
+    nsid = "app.bsky.feed.getFeed"
+    for _ in range(2):
+        assert len((await stage.view(nsid, feed=feed))["feed"]) == 1
+    call = stage.appview.calls(nsid)[0]
+    assert (call.aud, call.lxm, call.iss) == (
+        generator,
+        "app.bsky.feed.getFeedSkeleton",
+        stage.alice.did,
+    )
+    lookups = stage.appview.calls("com.atproto.repo.getRecord")
+    assert len(lookups) == 1
+    assert "authorization" not in lookups[0].headers
+    assert await stage.refused(nsid, feed=feed + "x") == (400, "UnknownFeed")
+    assert await stage.refused(nsid, feed="at://did:web:feeds.example") == (400, "UnknownFeed")
+    stage.appview.feeds[feed + "y"] = "no did"
+    assert await stage.refused(nsid, feed=feed + "y") == (400, "UnknownFeed")
+    stage.appview.mood = "error"
+    assert await stage.refused(nsid, feed=feed) == (502, "UpstreamFailure")
+    assert await stage.refused(nsid, feed=feed + "z") == (502, "UpstreamFailure")
+
+
+async def test_push_registrations_go_to_the_service_that_they_name(stage: Stage) -> None:
+    await stage.index()
+    body = {"serviceDid": APPVIEW_DID, "token": "t", "platform": "ios", "appId": "app"}
+    other = Did("did:web:notify.example")
+    for name in ("registerPush", "unregisterPush"):
+        nsid = f"app.bsky.notification.{name}"
+        status, answer, _ = await stage.ask(nsid, verb="POST", json=body)
+        assert (status, answer) == (200, None)
+        call = stage.appview.calls(nsid)[0]
+        assert orjson.loads(call.body) == body
+        assert (call.aud, call.lxm) == (APPVIEW_DID, nsid)
+        status, answer, _ = await stage.ask(nsid, verb="POST", json={**body, "serviceDid": other})
+        assert (status, answer["error"]) == (400, "InvalidRequest")
+    async with running_appview() as notifier:
+        notifier.did = other
+        for kind, expected in (("Other", 400), ("BskyNotificationService", 200)):
+            endpoint = {"id": "#bsky_notif", "type": kind, "serviceEndpoint": notifier.url}
+            give_document(stage, other, {"id": other, "service": [endpoint]})
+            status, _, _ = await stage.ask(nsid, verb="POST", json={**body, "serviceDid": other})
+            assert status == expected
+        assert notifier.asked[0].aud == other
+        notifier.mood = "error"
+        status, answer, _ = await stage.ask(nsid, verb="POST", json={**body, "serviceDid": other})
+        assert (status, answer["error"]) == (502, "UpstreamFailure")
+
+
+async def test_preferences_stay_here_unless_another_appview_is_named(stage: Stage) -> None:
+    get, put = "app.bsky.actor.getPreferences", "app.bsky.actor.putPreferences"
+    await stage.index()
+    item = {"$type": "app.bsky.actor.defs#adultContentPref", "enabled": True}
+    birth = {
+        "$type": "app.bsky.actor.defs#personalDetailsPref",
+        "birthDate": "2000-01-01T00:00:00.000Z",
+    }
+    ours = {"atproto-proxy": f"{APPVIEW_DID}#bsky_appview"}
+    body = {"preferences": [item, birth]}
+    assert (await stage.ask(put, verb="POST", json=body, headers=ours))[0] == 200
+    kept = (await stage.ask(get, headers=ours))[1]["preferences"]
+    assert kept[:2] == [item, birth]
+    assert stage.appview.asked == []
+    theirs = {"atproto-proxy": f"{MODERATOR}#atproto_labeler"}
+    assert (await stage.ask(get, headers=theirs))[0] == 502  # Nobody listens there.
+    assert (await stage.ask(put, verb="POST", json=body, headers=theirs))[0] == 502
+    # The moderation service reads them too, the birth date included.
+    give_document(
+        stage,
+        MODERATOR,
+        {
+            "id": MODERATOR,
+            "verificationMethod": [
+                {
+                    "id": f"{MODERATOR}#atproto_label",
+                    "type": "Multikey",
+                    "controller": MODERATOR,
+                    "publicKeyMultibase": MODERATOR_SIGNER.public_key.did_key.removeprefix(
+                        "did:key:"
+                    ),
+                }
+            ],
+        },
+    )
+    moderator = Client(stage.host.client.http, stage.host.client.url)
+    service = stage.host.server.config.service_did
+
+    def token(jti: str, lxm: str = get) -> dict[str, str]:
+        now_s = int(time.time())
+        signed = sign_service_token(
+            MODERATOR_SIGNER,
+            iss=Did(f"{MODERATOR}#atproto_labeler"),
+            aud=service,
+            lxm=Nsid(lxm),
+            iat=now_s,
+            exp=now_s + 60,
+            jti=jti,
+        )
+        return {"Authorization": f"Bearer {signed}"}
+
+    seen = await moderator.call("GET", get, params={"did": stage.alice.did}, headers=token("1"))
+    assert seen["preferences"][:2] == [item, birth]
+    for jti, params in (("2", {}), ("3", {"did": "did:web:nobody.example"})):
+        with pytest.raises(XrpcError) as refused:
+            await moderator.call("GET", get, params=params, headers=token(jti))
+        assert (refused.value.status, refused.value.name) == (400, "InvalidRequest")
+    with pytest.raises(XrpcError) as refused:
+        await moderator.call(
+            "GET", get, params={"did": stage.alice.did}, headers={**token("4"), **theirs}
+        )
+    assert refused.value.name == "InvalidRequest"
+    with pytest.raises(XrpcError) as refused:
+        await moderator.call("GET", get, params={"did": stage.alice.did}, headers=token("5", put))
+    assert refused.value.status == 401
+
+
+async def test_head_and_deactivated_accounts(stage: Stage) -> None:
+    await stage.index()
+    status, body, headers = await stage.ask(TIMELINE, verb="HEAD")
+    assert (status, body) == (200, None)
+    assert stage.appview.asked[0].verb == "HEAD"
+    assert headers["Atproto-Repo-Rev"]
+    await stage.alice.client.post("com.atproto.server.deactivateAccount", {})
+    for nsid in (TIMELINE, PROFILE):
+        assert await stage.refused(nsid, actor=stage.alice.did) == (401, "AccountDeactivated")
+
+
+async def test_views_need_a_session(stage: Stage) -> None:
+    anonymous = Client(stage.host.client.http, stage.host.client.url)
+    with pytest.raises(XrpcError) as refused:
+        await anonymous.get(PROFILE, actor=stage.alice.did)
+    assert refused.value.name == "AuthMissing"
+    assert isinstance(stage.host.client.http, aiohttp.ClientSession)
