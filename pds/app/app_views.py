@@ -15,7 +15,6 @@ from pds.services.proxy import Proxy, ProxySettings, ServiceAddress
 from pds.services.quoted_views import QuotedViews
 from pds.services.read_after_write import ReadAfterWrite
 from pds.services.service_tokens import ServiceTokens
-from pds.store.clock import SystemClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def build_views(
         catalog=catalog,
         read_after_write=ReadAfterWrite(
             engine=engine,
-            wall=SystemClock(),
+            wall=base.time,
             accounts=cache,
             catalog=catalog,
             reader=reader,

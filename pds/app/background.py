@@ -56,8 +56,8 @@ _log = get_logger(__name__)
 
 
 @asynccontextmanager
-async def background(base: Foundation, services: Services) -> AsyncIterator[None]:
-    """Run everything that nobody asked for, until the block ends."""
+async def background(base: Foundation, services: Services) -> AsyncIterator[Schedule]:
+    """Run everything that nobody asked for, until the block ends; what is timed is handed out."""
     services.firehose.hold()
     first = asyncio.create_task(_look_around(base, services.rewinds))
     first.add_done_callback(lambda _: services.firehose.release())
@@ -70,11 +70,11 @@ async def background(base: Foundation, services: Services) -> AsyncIterator[None
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(services.firehose.run()),
-            group.create_task(services.crawlers.run()),
-            group.create_task(schedule.run(base.clock)),
+            group.create_task(services.crawlers.run(base.time.sleep)),
+            group.create_task(schedule.run(base.clock, base.time.sleep)),
         ]
         try:
-            yield
+            yield schedule
         except BaseException as error:
             failure = error  # Not the group's: it would come out wrapped.
         for task in (*tasks, first):

@@ -14,6 +14,7 @@ from typing import Final
 import pds
 from pds.app.blobstores import open_blobstore
 from pds.app.database import make_engine
+from pds.app.options import TimeSource
 from pds.blobstore.base import BlobStore
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
@@ -45,6 +46,7 @@ class Foundation:
     config: Config
     engine: ThreadedEngine
     clock: CheckedClock
+    time: TimeSource
     blobstore: BlobStore
     keystore: Keystore
     trusted: TrustedClient
@@ -56,11 +58,14 @@ class Foundation:
     rotation_signer: Signer
 
 
-async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
+async def lay_foundation(
+    config: Config, stack: AsyncExitStack, *, time: TimeSource | None = None
+) -> Foundation:
     """Open the database and make the clients; `stack` closes all of it.
 
     Raises: ConfigError, StoreError.
     """
+    time = time or TimeSource()
     user_agent = f"Freehold/{pds.__version__} (+{config.public_url})"
     dates = References()
     to_named = HttpSettings.trusted(
@@ -82,7 +87,7 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     dates.client = trusted
     plc_url = config.identity.plc_url
     plc = PlcClient(config.identity.plc_read_url or plc_url, trusted, write_url=plc_url)
-    clock = CheckedClock(dates.ask)
+    clock = CheckedClock(dates.ask, read=time.read)
     await clock.start(last_seq=0)  # Believed for the opening alone: nothing is numbered in it.
     engine = make_engine(config, clock)
     await engine.start()
@@ -92,12 +97,13 @@ async def lay_foundation(config: Config, stack: AsyncExitStack) -> Foundation:
     await engine.transact("keys.check", keystore.check_master_key)
     blobstore = await open_blobstore(config, stack, is_alone=not config.data.is_shared)
     dates.urls = _reference_urls(config)
-    resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine))
+    resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine), time)
     stack.push_async_callback(resolver.close)
     return Foundation(
         config=config,
         engine=engine,
         clock=clock,
+        time=time,
         blobstore=blobstore,
         keystore=keystore,
         trusted=trusted,
@@ -171,7 +177,11 @@ def _rotation_signer(config: Config) -> Signer:
 
 
 def _build_resolver(
-    config: Config, plc: PlcClient, guarded: GuardedClient, store: IdentityStore
+    config: Config,
+    plc: PlcClient,
+    guarded: GuardedClient,
+    store: IdentityStore,
+    time: TimeSource,
 ) -> IdentityResolver:
     identity = config.identity
     dev = config.host.dev_mode or config.is_local
@@ -192,4 +202,5 @@ def _build_resolver(
         handles=handles,
         settings=ResolverSettings(dids=times, dev=dev),
         store=store,
+        now_s=time.now_s,
     )

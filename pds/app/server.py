@@ -23,6 +23,7 @@ from pds.config import Config
 from pds.log import get_logger
 from pds.metrics import Metrics
 from pds.services import Services
+from pds.services.jobs import Schedule
 from pds.services.passwords import Passwords
 from pds.store.base import ThreadedEngine
 from pds.store.clock import CheckedClock
@@ -45,6 +46,7 @@ class RunningServer:
     engine: ThreadedEngine
     clock: CheckedClock
     metrics: Metrics
+    schedule: Schedule
     url: str
 
 
@@ -67,7 +69,7 @@ async def running_server(
         if options.plc is not None:
             stack.callback(options.plc.socket.close)
             await stack.enter_async_context(serving_plc(options.plc))
-        foundation = await lay_foundation(config, stack)
+        foundation = await lay_foundation(config, stack, time=options.time)
         passwords = Passwords()
         stack.callback(passwords.close)
         services = build_services(foundation, passwords, options)
@@ -95,7 +97,7 @@ async def running_server(
         router = build_router(services, options)
         services.firehose.start()
         foundation.engine.add_event_hook(services.crawlers.note_events)
-        await stack.enter_async_context(background(foundation, services))
+        schedule = await stack.enter_async_context(background(foundation, services))
         listener = Listener(root_handler(xrpc, router), config.listener)
         await stack.enter_async_context(listening(listener, config, sock, services.firehose))
         _log.info("server.started", url=config.public_url, did=config.service_did)
@@ -106,6 +108,7 @@ async def running_server(
             engine=foundation.engine,
             clock=foundation.clock,
             metrics=metrics,
+            schedule=schedule,
             url=config.public_url,
         )
         _log.info("server.stopping")

@@ -62,7 +62,6 @@ from pds.services.server_info import ServerInfo, ServerInfoSettings
 from pds.services.service_tokens import ServiceTokens
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
-from pds.store.clock import SystemClock
 
 ASK_TIMEOUT_S: Final = 3.0
 CLOCK_IDS: Final = 1024
@@ -137,7 +136,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         operator=_build_operator(base, common),
         password_reset=_build_password_reset(base, common),
         plc_operations=identity.plc_operations,
-        preferences=Preferences(engine=engine, wall=SystemClock()),
+        preferences=Preferences(engine=engine, wall=base.time),
         proxy=views.proxy,
         rate_limits=common.rate_limits,
         repos=repos,
@@ -159,7 +158,10 @@ def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _
     handles = build_handle_policy(base)
     catalog = load_catalog()
     rate_limits = RateLimits(
-        secret=config.secrets.jwt_secret or "", engine=engine, is_shared=config.data.is_shared
+        secret=config.secrets.jwt_secret or "",
+        engine=engine,
+        is_shared=config.data.is_shared,
+        now_s=base.time.now_s,
     )
     mail_tokens = MailTokens(engine=engine, secret=config.secrets.jwt_secret or "")
     mails = build_mails(
@@ -238,6 +240,7 @@ def _build_crawlers(base: Foundation, firehose: Firehose) -> Crawlers:
         relays=base.config.federation.crawlers,
         hostname=base.config.netloc,
         reader_count=lambda: firehose.reader_count,
+        monotonic=base.time.boot_s,
     )
 
 
@@ -301,7 +304,7 @@ def _build_sessions(
     return Sessions(
         engine=base.engine,
         clock=base.clock,
-        wall=SystemClock(),
+        wall=base.time,
         accounts=cache,
         tokens=SessionTokens(secrets=[config.secrets.jwt_secret], service_did=config.service_did),
         passwords=passwords,
@@ -366,13 +369,13 @@ def _build_firehose(base: Foundation) -> Firehose:
     settings = FirehoseSettings(
         window_s=federation.backfill_s, ring_events=federation.max_subscription_buffer
     )
-    return Firehose(engine=base.engine, wall=SystemClock(), settings=settings)
+    return Firehose(engine=base.engine, wall=base.time, settings=settings)
 
 
 def _build_service_tokens(base: Foundation, cache: AccountCache) -> ServiceTokens:
     return ServiceTokens(
         engine=base.engine,
-        wall=SystemClock(),
+        wall=base.time,
         keystore=base.keystore,
         accounts=cache,
         resolver=base.resolver,

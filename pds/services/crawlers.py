@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pds.errors import RemoteError
+from pds.services.jobs import Sleep
 
 MIN_INTERVAL_S: Final = 20 * 60.0
 """Shortest time between two requests to one relay that accepted the first."""
@@ -78,19 +79,24 @@ class Crawlers:
             relay.has_news = True
         self._wake.set()
 
-    async def run(self) -> None:
-        """Announce whenever it is time to, until cancelled."""
+    async def run(self, sleep: Sleep = asyncio.sleep) -> None:
+        """Announce whenever it is time to, until cancelled; `sleep` goes by the same clock."""
         if not self._relays:
             return
         while True:
             self._wake.clear()
             await self.announce_due()
             pause_s = min(self._due_at_s(relay) for relay in self._relays) - self._now_s()
+            waits = [
+                asyncio.ensure_future(self._wake.wait()),
+                asyncio.ensure_future(sleep(min(max(pause_s, 1.0), 60.0))),
+            ]
             try:
-                async with asyncio.timeout(min(max(pause_s, 1.0), 60.0)):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
 
     async def announce_due(self) -> None:
         """Ask every relay for which it is time, all at once."""
