@@ -51,6 +51,7 @@ class ServerProcess:
             "PDS_DEV_MODE": "true",
             "PDS_DISABLE_SSRF_PROTECTION": "true",
             "PDS_INVITE_REQUIRED": "false",
+            "PDS_LEXICON_RESOLUTION": "off",
             "PDS_RATE_LIMITS_ENABLED": "false",
             "PDS_SIGN_IN_LIMITS_ENABLED": "false",
             "LOG_ENABLED": "true",

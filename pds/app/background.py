@@ -129,6 +129,9 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add("limits.share", rates.share, every_s=rates.share_period_s, per_node=True)
     schedule.add("limits.forget", rates.forget_old, every_s=300, per_node=True)
     schedule.add("limits.sweep", rates.sweep, every_s=300)
+    schedule.add(
+        "lexicons.sweep", partial(_sweep_now, base, services.lexicons.sweep), every_s=HOUR_S
+    )
     schedule.add("tokens.sweep", partial(_forget_used_tokens, base), every_s=600)
     return schedule
 

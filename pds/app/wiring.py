@@ -20,9 +20,12 @@ from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
 from pds.config import Config
 from pds.errors import ConfigError, RemoteError
+from pds.identity.lexicon_names import LexiconAuthorities
+from pds.net.dns import DnsClient, DnsSettings
 from pds.net.xrpc_client import XrpcClient
 from pds.protocol.data import Json
 from pds.protocol.lexicon.catalog import Catalog
+from pds.protocol.mst.tree import NodeCache
 from pds.protocol.syntax import Did, Handle
 from pds.services import Services
 from pds.services.account_cache import AccountCache
@@ -47,6 +50,8 @@ from pds.services.health import Health
 from pds.services.hosting import Hosting
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites, InviteSettings
+from pds.services.lexicon_fetch import LexiconFetcher
+from pds.services.lexicon_resolution import Lexicons
 from pds.services.lexicons import load_catalog
 from pds.services.login_limits import LoginLimits
 from pds.services.mail_tokens import MailTokens
@@ -64,6 +69,8 @@ from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
 
 ASK_TIMEOUT_S: Final = 3.0
+OWN_SCHEMA_NODES: Final = 200
+"""Tree nodes kept for proofs of schemas that our own accounts publish."""
 CLOCK_IDS: Final = 1024
 """A TID has ten bits for the clock that made it (DM-60)."""
 
@@ -79,6 +86,7 @@ class _Common:
     handles: HandlePolicy
     identities: IdentityCheck
     invites: Invites
+    lexicons: Lexicons
     mail_tokens: MailTokens
     mails: AccountMails
     passwords: Passwords
@@ -131,6 +139,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         identity_journal=identity.identity_journal,
         invites=common.invites,
         key_rotation=identity.key_rotation,
+        lexicons=common.lexicons,
         limits=config.limits,
         mail_tokens=common.mail_tokens,
         operator=_build_operator(base, common),
@@ -169,6 +178,7 @@ def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _
     )
     sessions = _build_sessions(base, cache, passwords, rate_limits)
     reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
+    lexicons = _build_lexicons(base, catalog)
     return _Common(
         accounts=_build_accounts(
             base,
@@ -185,6 +195,7 @@ def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _
         handles=handles,
         identities=_build_identity_check(base),
         invites=_build_invites(base),
+        lexicons=lexicons,
         mail_tokens=mail_tokens,
         mails=mails,
         passwords=passwords,
@@ -197,6 +208,7 @@ def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _
             accounts=cache,
             documents=base.resolver,
             clock_id=_draw_clock_id(),
+            lexicons=lexicons,
         ),
         reserved_keys=reserved_keys,
         service_tokens=_build_service_tokens(base, cache),
@@ -231,6 +243,29 @@ def _build_lifecycle(base: Foundation, common: _Common) -> AccountLifecycle:
         identities=common.identities,
         documents=base.resolver,
         mail_tokens=common.mail_tokens,
+    )
+
+
+def _build_lexicons(base: Foundation, catalog: Catalog) -> Lexicons:
+    dns = DnsClient(DnsSettings(timeout_s=base.config.identity.resolver_timeout_s))
+    own = Exports(engine=base.engine, cache=NodeCache(OWN_SCHEMA_NODES))
+
+    async def prove(did: Did, collection: str, rkey: str) -> bytes:
+        return await own.record_proof(did, collection, rkey)
+
+    fetcher = LexiconFetcher(
+        authorities=LexiconAuthorities(dns),
+        documents=base.resolver,
+        http=base.guarded,
+        own_url=base.config.public_url,
+        own_proof=prove,
+    )
+    return Lexicons(
+        engine=base.engine,
+        fetcher=fetcher,
+        catalog=catalog,
+        policy=base.config.federation.lexicon_resolution,
+        wall=SystemClock(),
     )
 
 

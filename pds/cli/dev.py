@@ -85,6 +85,7 @@ def dev_config(folder: Path, *, port: int, plc_port: int, verbose: bool = False)
             "PDS_DID_PLC_URL": f"http://127.0.0.1:{plc_port}",
             "PDS_DEV_MODE": "true",
             "PDS_INVITE_REQUIRED": "false",
+            "PDS_LEXICON_RESOLUTION": "off",  # Nothing is asked of the network.
             "PDS_RATE_LIMITS_ENABLED": "false",  # Everybody here has one address.
             "LOG_LEVEL": "info" if verbose else "warning",
             "PDS_LOG_FORM": "text",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pds.services.identity_journal import IdentityJournal
     from pds.services.invites import Invites
     from pds.services.key_rotation import KeyRotation
+    from pds.services.lexicon_resolution import Lexicons
     from pds.services.limits import RequestLimits
     from pds.services.mail_tokens import MailTokens
     from pds.services.operator import Operator
@@ -78,6 +79,7 @@ class Services:
     identity_journal: IdentityJournal
     invites: Invites
     key_rotation: KeyRotation
+    lexicons: Lexicons
     limits: RequestLimits
     mail_tokens: MailTokens
     operator: Operator

@@ -5,11 +5,15 @@ Whatever `validate` says, a stored record is a map in the data model, names its 
 schema is checked as `validate` asks (LEX-61, LEX-62, LEX-63). A batch is prepared whole before
 anything of it is written (LEX-66).
 
-Pure but for the schema catalog, and safe on any thread.
+Which schemas are known is decided before (`lexicon_resolution`): bundled ones, and those of other
+collections as far as they were found out.
+
+Pure but for the schema catalogs, and safe on any thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from pds.errors import ProtocolError, RequestError
@@ -37,6 +41,10 @@ _SUBJECT_URI: Final = frozenset({"app.bsky.feed.like", "app.bsky.feed.repost"})
 _SUBJECT_DID: Final = frozenset({"app.bsky.graph.follow", "app.bsky.graph.block"})
 BACKLINK_COLLECTIONS: Final = _SUBJECT_URI | _SUBJECT_DID
 """Collections with at most one record per subject (XRPC-95)."""
+
+NO_SCHEMAS: Final[Mapping[str, Catalog]] = MappingProxyType({})
+MAX_SUBJECT_CHARS: Final = 1500
+"""Longest subject that is remembered; an AT URI with a DID of usual length has under 700."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +86,32 @@ def prepare_writes(
     catalog: Catalog,
     validate: bool | None,
     replace_duplicates: bool = False,
+    others: Mapping[str, Catalog] = NO_SCHEMAS,
 ) -> list[PreparedWrite]:
     """Check and encode every record of a batch; all record keys are filled in.
 
+    `others` has the schemas of collections that `catalog` does not know.
     Raises: RequestError `InvalidRequest`, for the first write that cannot be taken.
     Spec: lexicon#validation-options (LEX-60..LEX-67)
     """
     return [
-        _prepare(write, catalog, validate, replace_duplicates=replace_duplicates)
+        _prepare(
+            write,
+            others.get(write.collection, catalog),
+            validate,
+            replace_duplicates=replace_duplicates,
+        )
         for write in writes
     ]
+
+
+def unknown_collections(writes: Sequence[RecordWrite], catalog: Catalog) -> set[str]:
+    """Return the collections of records to be written that `catalog` has no document of."""
+    return {
+        write.collection
+        for write in writes
+        if write.collection not in catalog.documents and write.action != "delete"
+    }
 
 
 def _prepare(
@@ -107,7 +131,7 @@ def _prepare(
         return PreparedWrite(Write("delete", path, swap=asked.swap), collection, rkey)
     record, block = _encode(collection, asked.value)
     status = None if validate is False else _validate(catalog, collection, rkey, record, validate)
-    subject = _subject_of(collection, record) if collection in BACKLINK_COLLECTIONS else None
+    subject = subject_of(collection, record) if collection in BACKLINK_COLLECTIONS else None
     return PreparedWrite(
         Write(asked.action, path, Cid.of_data(block), block, asked.swap),
         collection,
@@ -167,11 +191,17 @@ def _check_schema_record(rkey: RecordKey, record: dict[str, Data]) -> None:
         raise ProtocolError(str(reason))
 
 
-def _subject_of(collection: Nsid, record: dict[str, Data]) -> str | None:
+def subject_of(collection: str, record: dict[str, Data]) -> str | None:
+    """Return what a record of one of `BACKLINK_COLLECTIONS` points at.
+
+    None for what can be no DID or AT URI: an index takes no text of any length and content.
+    """
     subject = record.get("subject")
     if collection in _SUBJECT_URI and isinstance(subject, dict):
         subject = subject.get("uri")
-    return subject if isinstance(subject, str) else None
+    if not isinstance(subject, str) or len(subject) > MAX_SUBJECT_CHARS:
+        return None
+    return subject if subject.isascii() and subject.isprintable() else None
 
 
 def _refuse(message: str) -> RequestError:

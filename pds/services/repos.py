@@ -9,7 +9,7 @@ Decoded tree nodes of all repos are kept in one bounded cache.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
@@ -34,10 +34,12 @@ from pds.services.availability import (
 )
 from pds.services.principal import Principal
 from pds.services.records_prepare import (
+    NO_SCHEMAS,
     PreparedWrite,
     RecordWrite,
     ValidationStatus,
     prepare_writes,
+    unknown_collections,
 )
 from pds.services.repo_txn import Moment, commit_writes
 from pds.store.clock import Clock
@@ -98,6 +100,15 @@ class DidDocuments(Protocol):
         """Return the document of a DID; raises NotResolvable or Unreachable."""
 
 
+class OtherSchemas(Protocol):
+    """Where schemas come from that are not bundled (`pds.services.lexicon_resolution`)."""
+
+    async def schemas(
+        self, collections: Collection[str], *, must_know: bool
+    ) -> Mapping[str, Catalog]:
+        """Return what judges records of these collections, as far as it is known."""
+
+
 class RepoUnknown(RequestError):
     """The repo does not live on this host; a reader may be sent to another service."""
 
@@ -119,11 +130,13 @@ class Repos:
         documents: DidDocuments,
         clock_id: int,
         cache_nodes: int = DEFAULT_CACHE_NODES,
+        lexicons: OtherSchemas | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._keystore = keystore
         self._catalog = catalog
+        self._lexicons = lexicons
         self._accounts = accounts
         self._documents = documents
         self._clock_id = clock_id
@@ -168,12 +181,18 @@ class Repos:
             replace(write, rkey=self._rkeys.next(now_us)) if write.rkey is None else write
             for write in writes
         ]
+        others = NO_SCHEMAS
+        if self._lexicons is not None and validate is not False:
+            unknown = unknown_collections(writes, self._catalog)
+            if unknown:
+                others = await self._lexicons.schemas(unknown, must_know=validate is True)
         prepare = partial(
             prepare_writes,
             writes,
             catalog=self._catalog,
             validate=validate,
             replace_duplicates=replace_duplicates,
+            others=others,
         )
         prepared = await asyncio.to_thread(prepare) if _is_heavy(writes) else prepare()
         moment = Moment(now_us, self._clock_id)

@@ -8,6 +8,7 @@ reference page from them; the names are the reference PDS's, with the same meani
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -86,6 +87,22 @@ def parse_did_setting(text: str) -> str:
         return parse_did(text)
     except ProtocolError as error:
         raise ValueError(str(error)) from error
+
+
+class LexiconPolicy(StrEnum):
+    """What is done about collections whose schema does not come with the program."""
+
+    OFF = "off"
+    LAZY = "lazy"
+    REQUIRED = "required"
+
+
+def parse_lexicon_policy(text: str) -> LexiconPolicy:
+    """One of the policies. Raises: ValueError."""
+    try:
+        return LexiconPolicy(text.lower())
+    except ValueError as error:
+        raise ValueError("must be off, lazy or required") from error
 
 
 def setting(
@@ -250,6 +267,14 @@ class FederationSettings:
         "PDS_MAX_SUBSCRIPTION_BUFFER",
         "Events a firehose reader may lag behind before it reads from the store.",
         default=500,
+    )
+    lexicon_resolution: LexiconPolicy = setting(  # noqa: RUF009
+        "PDS_LEXICON_RESOLUTION",
+        "Schemas of collections that do not come with the program: `lazy` looks them up behind"
+        " the scenes, and checks the next writes; `required` refuses writes without one; `off`"
+        " asks nobody and checks nothing.",
+        default=LexiconPolicy.LAZY,
+        parse=parse_lexicon_policy,
     )
     appview_url: str | None = setting(
         "PDS_BSKY_APP_VIEW_URL", "The AppView that unknown methods go to.", parse=parse_url

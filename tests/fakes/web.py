@@ -52,7 +52,7 @@ class LoopbackResolver(AbstractResolver):
 
 
 class FakeWeb:
-    """Pages by host and path; everything else answers 404."""
+    """Pages by host and path, with or without the query; everything else answers 404."""
 
     def __init__(self) -> None:
         self.pages: dict[tuple[str, str], Page] = {}
@@ -76,7 +76,8 @@ class FakeWeb:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         host = request.host.partition(":")[0]
         self.requests.append((host, request.path))
-        page = self.pages.get((host, request.path), Page(b"not here", 404))
+        page = self.pages.get((host, request.path_qs)) or self.pages.get((host, request.path))
+        page = page or Page(b"not here", 404)
         await asyncio.sleep(page.delay_s)
         if page.hang_up and request.transport is not None:
             request.transport.abort()

@@ -46,7 +46,8 @@ class Catalog:
     its `id`, or by its position where it has none.
     """
 
-    def __init__(self, documents: Iterable[Document]) -> None:
+    def __init__(self, documents: Iterable[Document], *, base: "Catalog | None" = None) -> None:
+        """Take `documents`, which may refer to those of `base` and never replace one of them."""
         self.documents: Mapping[str, Document] = MappingProxyType(
             {document.id: document for document in documents}
         )
@@ -54,8 +55,9 @@ class Catalog:
         self._definitions: dict[str, NamedDef] = {}
         for document in self.documents.values():
             self._definitions.update(document.full_names())
-        self._data_compiler = Compiler(self._definitions.get, Form.DATA)
-        self._json_compiler = Compiler(self._definitions.get, Form.JSON)
+        self._base = base
+        self._data_compiler = Compiler(self.definition, Form.DATA)
+        self._json_compiler = Compiler(self.definition, Form.JSON)
         self._record_types: dict[str, _RecordType | None] = {}
         self._methods: dict[str, Method | None] = {}
 
@@ -82,6 +84,8 @@ class Catalog:
 
     def definition(self, name: str) -> NamedDef | None:
         """Look up a definition by its full name: `nsid`, or `nsid#name`."""
+        if self._base is not None and (found := self._base.definition(name)) is not None:
+            return found
         return self._definitions.get(name)
 
     def check_all_links(self) -> None:
@@ -90,7 +94,7 @@ class Catalog:
         Raises: SchemaError for the first one that leads nowhere or to the wrong type.
         """
         for name in self._definitions:
-            check_links(name, self._definitions.get)
+            check_links(name, self.definition)
 
     def validate_record(
         self, collection: str, rkey: str | None, value: Data
@@ -158,7 +162,7 @@ class Catalog:
 
     def _has_links(self, name: str) -> bool:
         try:
-            check_links(name, self._definitions.get)
+            check_links(name, self.definition)
         except SchemaError:
             return False
         return True

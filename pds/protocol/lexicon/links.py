@@ -47,6 +47,22 @@ def check_links(root: str, find: Find) -> None:
                 waiting.append(found)
 
 
+def find_missing(root: str, find: Find) -> frozenset[str]:
+    """Return the full names that `root` can reach and that nothing defines, `root` included."""
+    seen, missing = {root}, set()
+    waiting = [root]
+    while waiting:
+        name = waiting.pop()
+        definition = find(name)
+        if definition is None:
+            missing.add(name)
+            continue
+        new = {target for target, _is_branch in _targets(definition)} - seen
+        seen |= new
+        waiting += new
+    return frozenset(missing)
+
+
 def _targets(definition: NamedDef) -> Iterator[tuple[str, bool]]:
     """Yield the names that a definition refers to, and whether as a branch of a union."""
     match definition:

@@ -398,5 +398,5 @@ def _mime_test(accept: tuple[str, ...] | None) -> Callable[[str], bool]:
     if accept is None or "*/*" in accept:
         return lambda _mime_type: True
     exact = frozenset(accept)
-    prefixes = tuple(pattern[:-1] for pattern in accept if pattern.endswith("/*"))
-    return lambda mime_type: mime_type in exact or mime_type.startswith(prefixes)
+    groups = frozenset(pattern[:-2] for pattern in accept if pattern.endswith("/*"))
+    return lambda mime_type: mime_type in exact or mime_type.partition("/")[0] in groups

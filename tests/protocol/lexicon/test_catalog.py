@@ -6,7 +6,7 @@ import pytest
 
 from pds.protocol.lexicon.catalog import Catalog, LexiconError, SchemaError
 from pds.protocol.lexicon.definitions import StringDef
-from pds.protocol.lexicon.links import check_links
+from pds.protocol.lexicon.links import check_links, find_missing
 from pds.protocol.lexicon.validate import Compiler, Form
 
 
@@ -208,3 +208,37 @@ def test_names_that_are_not_data_are_never_compiled() -> None:
             Compiler(catalog.definition, Form.DATA).named(name)
     with pytest.raises(SchemaError, match="not defined"):
         check_links("net.example.gone", catalog.definition)
+
+
+def test_documents_over_a_base_refer_to_it_and_never_replace_it() -> None:
+    """LEX-65: a bundled schema holds, whatever is published under its name."""
+    base = Catalog.from_documents(
+        [document("net.example.base", main={"type": "object", "properties": {}})]
+    )
+    ref = {"type": "ref", "ref": "net.example.base"}
+    thing = document("net.example.thing", main=record_of(item=ref))
+    impostor = document("net.example.base", main={"type": "string"})
+    made = Catalog.from_documents([thing, impostor])
+    catalog = Catalog(made.documents.values(), base=base)
+    record = {"$type": "net.example.thing", "item": {}}
+    assert catalog.validate_record("net.example.thing", "a", record) == "valid"
+    with pytest.raises(LexiconError, match="must be an object"):
+        catalog.validate_record("net.example.thing", "a", record | {"item": "text"})
+    assert catalog.validate_record("net.example.base2", "a", record) == "unknown"
+
+
+def test_what_is_missing_is_found_in_circles_too() -> None:
+    """LEX-12: everything that can be reached and is not there, once."""
+    circle = {
+        "type": "object",
+        "properties": {
+            "self": {"type": "ref", "ref": "net.example.thing"},
+            "one": {"type": "ref", "ref": "net.example.gone#a"},
+            "two": {"type": "union", "refs": ["net.example.gone#b", "#here"]},
+        },
+    }
+    here = {"type": "object", "properties": {"x": {"type": "ref", "ref": "net.example.gone#a"}}}
+    catalog = Catalog.from_documents([document("net.example.thing", main=circle, here=here)])
+    missing = find_missing("net.example.thing", catalog.definition)
+    assert missing == {"net.example.gone#a", "net.example.gone#b"}
+    assert find_missing("net.example.no", catalog.definition) == {"net.example.no"}
