@@ -265,7 +265,7 @@ def _build_lexicons(base: Foundation, catalog: Catalog) -> Lexicons:
         fetcher=fetcher,
         catalog=catalog,
         policy=base.config.federation.lexicon_resolution,
-        wall=SystemClock(),
+        wall=base.time,
     )
 
 
