@@ -121,6 +121,7 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     )
     _add_blob_repairs(schedule, base)
     schedule.add("repos.restate", services.rewinds.restate, every_s=60)
+    schedule.add("repos.imports", services.repo_imports.recover, every_s=60, at_start=True)
     schedule.add("repos.garbage", partial(_delete_old_repos, base), every_s=60)
     schedule.add("identity.sweep", partial(_forget_identities, base), every_s=HOUR_S)
     schedule.add("nodes.forget", partial(_forget_nodes, base), every_s=DAY_S)

@@ -16,6 +16,7 @@ from pds.app.identities import (
     build_identity_services,
 )
 from pds.app.mail import build_mails
+from pds.app.moving import build_repo_imports
 from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
 from pds.config import Config
@@ -146,6 +147,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         password_reset=_build_password_reset(base, common),
         plc_operations=identity.plc_operations,
         preferences=Preferences(engine=engine, wall=base.time),
+        repo_imports=build_repo_imports(base, cache, clock_id=_draw_clock_id()),
         proxy=views.proxy,
         rate_limits=common.rate_limits,
         repos=repos,

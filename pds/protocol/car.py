@@ -114,12 +114,12 @@ class CarReader:
         while True:
             in_header = self._roots is None
             limit = MAX_HEADER_BYTES if in_header else self._max_block_bytes + MAX_CID_BYTES
-            entry = _find_entry(buffer, at, limit)
+            entry = find_entry(buffer, at, limit)
             if entry is None:
                 break
             start, end = entry
             if in_header:
-                self._roots = _decode_header(bytes(buffer[start:end]))
+                self._roots = decode_header(bytes(buffer[start:end]))
             else:
                 self._count_block()
                 self._read_block(bytes(buffer[start:end]), found)
@@ -148,7 +148,7 @@ class CarReader:
         if len(entry) - end > self._max_block_bytes:
             raise CarError("block too large")
         block = entry[end:]
-        if _is_verified(cid, block):
+        if is_verified(cid, block):
             found.append((cid, block))
 
 
@@ -163,8 +163,11 @@ def read_car(content: bytes) -> tuple[tuple[Cid, ...], dict[Cid, bytes]]:
     return reader.roots, blocks
 
 
-def _find_entry(buffer: bytearray, at: int, limit: int) -> tuple[int, int] | None:
-    """Return where the entry at `at` starts and ends, or None when it is not complete yet."""
+def find_entry(buffer: bytes | bytearray, at: int, limit: int) -> tuple[int, int] | None:
+    """Return where the entry at `at` starts and ends, or None when it is not complete yet.
+
+    Raises: CarError.
+    """
     length = shift = 0
     size = len(buffer)
     start = at
@@ -189,7 +192,8 @@ def _find_entry(buffer: bytearray, at: int, limit: int) -> tuple[int, int] | Non
     return (start, end) if end <= size else None
 
 
-def _decode_header(content: bytes) -> tuple[Cid, ...]:
+def decode_header(content: bytes) -> tuple[Cid, ...]:
+    """Return the roots that a header names. Raises: CarError."""
     try:
         header = cbor.decode(content)
     except cbor.CborError as error:
@@ -207,7 +211,7 @@ def _decode_header(content: bytes) -> tuple[Cid, ...]:
     return tuple(links)
 
 
-def _is_verified(cid: Cid, block: bytes) -> bool:
+def is_verified(cid: Cid, block: bytes) -> bool:
     """Whether `block` hashes to `cid`; False when the hash function is not known here.
 
     Raises: CarError when the hash differs.

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pds.services.preferences import Preferences
     from pds.services.proxy import Proxy
     from pds.services.rate_limits import RateLimits
+    from pds.services.repo_import import RepoImports
     from pds.services.repos import Repos
     from pds.services.reserved_keys import ReservedKeys
     from pds.services.rewinds import Rewinds
@@ -88,6 +89,7 @@ class Services:
     preferences: Preferences
     proxy: Proxy
     rate_limits: RateLimits
+    repo_imports: RepoImports
     repos: Repos
     reserved_keys: ReservedKeys
     rewinds: Rewinds

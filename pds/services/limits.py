@@ -25,10 +25,10 @@ class RequestLimits:
         metadata={"env": "PDS_BLOB_UPLOAD_LIMIT", "help": "Largest blob an account may upload."},
     )
     repo_import_bytes: int | None = field(
-        default=None,
+        default=GIB,
         metadata={
             "env": "PDS_MAX_REPO_IMPORT_SIZE",
-            "help": "Largest CAR file accepted by importRepo; no limit when unset.",
+            "help": "Largest CAR file accepted by importRepo, in bytes.",
         },
     )
     body_idle_s: float = 60.0
