@@ -93,6 +93,8 @@ def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
         ({"PDS_PORT": "-1"}, "PDS_PORT: must not be negative"),
         ({"PDS_PORT": "70000"}, "PDS_PORT: must be at most 65535"),
         ({"PDS_CRAWLERS": "https://a.example,b.example"}, "PDS_CRAWLERS: must be a URL"),
+        ({"PDS_BSKY_APP_VIEW_CDN_URL_PATTERN": "https://a/%s/%s"}, "%s three times"),
+        ({"PDS_BSKY_APP_VIEW_CDN_URL_PATTERN": "a/%s/%s/%s"}, "must be a URL"),
         ({"PDS_DID_PLC_READ_URL": "plc.directory"}, "PDS_DID_PLC_READ_URL: must be a URL"),
         ({"PDS_HANDLE_BACKUP_NAMESERVERS": "1.1.1.1,dns.example"}, "must be an IP address"),
         ({"PDS_DEV_MODE": "maybe"}, "PDS_DEV_MODE: must be true or false"),

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from pds.cli.orders import (
+    NOT_CHANGED,
     Answer,
     Ordering,
     field,
@@ -19,6 +20,7 @@ from pds.cli.orders import (
     show_table,
 )
 
+OF_SETTINGS: Final = "the AppView of the settings"
 STATUSES: Final = ("active", "deactivated", "suspended", "takendown")
 PASSWORD_BYTES: Final = 12
 
@@ -161,7 +163,13 @@ def set_appview(account: str, appview: str | None, **options: Any) -> None:
 
     APPVIEW is a DID, or DID#service, or `none`; left out, the choice is taken back.
     """
-    Ordering(options).give("account.set-appview", show_change, account=account, appview=appview)
+    Ordering(options).give("account.set-appview", _show_appview, account=account, appview=appview)
+
+
+def _show_appview(answer: Answer) -> None:
+    before, after = (answer[name]["appview"] or OF_SETTINGS for name in ("before", "after"))
+    arrow = f"{before} -> {after}" if answer["changed"] else f"{NOT_CHANGED}, it is {after}"
+    click.echo(f"{answer['did']}: {arrow}")
 
 
 @account.command("disable-invites")

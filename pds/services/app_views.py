@@ -34,6 +34,7 @@ from pds.services.local_records import parse_post_uri
 from pds.services.principal import Principal
 from pds.services.proxy import (
     APPVIEW_ID,
+    MAX_ASKED_BYTES,
     DocumentSource,
     NoService,
     ProxiedAnswer,
@@ -273,7 +274,7 @@ class AppViews:
         async with self._proxy.forward(
             principal, call, target=target, token_for=token_for
         ) as answer:
-            await answer.read()
+            await answer.read(MAX_ASKED_BYTES)
 
     async def _find_notifier(self, did: Did) -> ProxyTarget:
         appview = self._proxy.appview

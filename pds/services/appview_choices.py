@@ -7,7 +7,8 @@ it, so it is set by the operator: `pds account set-appview`.
 
 from typing import Final
 
-from pds.protocol.syntax import Did
+from pds.errors import RequestError
+from pds.protocol.syntax import Did, InvalidSyntax, parse_did
 from pds.services.account_cache import AccountCache, AidCache
 from pds.services.audit import Order, carry_out, note_act
 from pds.services.moderation import subject_not_found
@@ -52,8 +53,7 @@ class AppviewChoices:
         if account is None:
             raise subject_not_found()
         if choice is not None and choice != NO_APPVIEW:
-            choice = choice if "#" in choice else f"{choice}#{APPVIEW_ID}"
-            choice = (await proxy.find_named(choice)).name
+            choice = (await proxy.find_named(_full_name(choice))).name
         now_us = self._clock.now_us()
 
         def change(txn: Txn) -> str | None:
@@ -81,3 +81,13 @@ class AppviewChoices:
             self._engine, "appview.set", order, change, accounts=(account.aid,)
         )
         return before, choice
+
+
+def _full_name(choice: str) -> str:
+    did, _, service_id = choice.partition("#")
+    try:
+        return f"{parse_did(did)}#{service_id or APPVIEW_ID}"
+    except InvalidSyntax as error:
+        raise RequestError(
+            "InvalidRequest", "An AppView is named by its DID, or by DID#service"
+        ) from error

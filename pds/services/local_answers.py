@@ -30,7 +30,7 @@ CURSOR_PREFIX: Final = "local:"
 FOLLOW: Final = "app.bsky.graph.follow"
 BLOCK: Final = "app.bsky.graph.block"
 LIKE: Final = "app.bsky.feed.like"
-MAX_SCANNED: Final = 500
+MAX_SCANNED: Final = 200
 """Posts looked at for one page of a feed under a filter; the page may be short then."""
 MAX_REPLY_SCAN: Final = 100
 """Among so many of the newest posts of an account replies are sought: there is no index."""

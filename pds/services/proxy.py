@@ -11,6 +11,7 @@ one, is a 502, and error bodies are parsed and written anew.
 Spec: xrpc#service-proxying (XRPC-60 to XRPC-69)
 """
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ FORWARDED_ANSWER_HEADERS: Final = (
     "retry-after",
 )
 MAX_ERROR_BODY_BYTES: Final = 64_000
+MAX_ASKED_BYTES: Final = 1024 * 1024
+"""Largest answer to a question of our own."""
+MAX_DIGITS: Final = 20
 NOT_IMPLEMENTED: Final = 501
 MAX_ERROR_NAME_CHARS: Final = 100
 
@@ -199,10 +203,10 @@ class ProxiedAnswer:
             raise _failed("Upstream service gave a bad answer") from error
         return _resume(first, chunks)
 
-    async def read(self) -> bytes:
-        """Return the whole body, decoded. Raises: UpstreamError."""
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        """Return the whole body, decoded, at most `max_bytes`. Raises: UpstreamError."""
         try:
-            return await self._answer.read()
+            return await self._answer.read(max_bytes)
         except RemoteError as error:
             raise _failed("Upstream service gave a bad answer") from error
 
@@ -359,14 +363,20 @@ class Proxy:
     ) -> bytes:
         """Return the whole answer to a small query of our own, made for `asker` if given.
 
-        Raises: UpstreamError.
+        It has as long as a proxied answer has to begin. Raises: UpstreamError.
         """
         call = ProxiedCall(nsid, "GET", query, {}, None, is_read_here=True)
         token = None
         if asker is not None:
             token = await self._tokens.mint(asker, aud=self._audience(target), lxm=nsid)
-        async with self._send(call, target, token) as answer:
-            return await answer.read()
+        try:
+            async with (
+                asyncio.timeout(self._settings.headers_timeout_s),
+                self._send(call, target, token) as answer,
+            ):
+                return await answer.read(MAX_ASKED_BYTES)
+        except TimeoutError as error:
+            raise _failed("Upstream service unreachable") from error
 
     @asynccontextmanager
     async def _send(
@@ -386,7 +396,10 @@ class Proxy:
                 answer = await stack.enter_async_context(request)
             except RemoteError as error:
                 raise _failed("Upstream service unreachable") from error
-            yield await _check_answer(answer, has_body=call.method != "HEAD")
+            has_body = call.method != "HEAD"
+            if has_body and announced_bytes(answer.headers) > self._settings.max_answer_bytes:
+                raise _failed("Upstream service gave a bad answer")
+            yield await _check_answer(answer, has_body=has_body)
 
     def _audience(self, target: ProxyTarget) -> str:
         full = self._settings.full_audience
@@ -453,6 +466,12 @@ def _readable(codings: str) -> str:
         if coding.strip() == "gzip" and weight.replace(" ", "") not in ("q=0", "q=0.0"):
             return "gzip"
     return "identity"
+
+
+def announced_bytes(headers: Mapping[str, str]) -> int:
+    """Return how large an answer says that it is; 0 if it does not say."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS else 0
 
 
 async def _check_answer(answer: UpstreamAnswer, *, has_body: bool) -> ProxiedAnswer:

@@ -28,7 +28,7 @@ from pds.services.account_cache import AccountCache
 from pds.services.local_records import LocalReader, Unseen
 from pds.services.local_views import ImageUrls, JsonMap, ViewMaker
 from pds.services.principal import Principal
-from pds.services.proxy import ProxiedAnswer, ProxyTarget
+from pds.services.proxy import ProxiedAnswer, ProxyTarget, announced_bytes
 from pds.services.quoted_views import QuotedViews
 from pds.services.read_after_write_patches import PATCHES, Local, is_of_interest
 from pds.store.clock import Clock
@@ -38,6 +38,9 @@ JSON: Final = "application/json"
 REV_HEADER: Final = "atproto-repo-rev"
 LAG_HEADER: Final = "Atproto-Upstream-Lag"
 KEPT_HEADERS: Final = (REV_HEADER, "atproto-content-labelers", "content-language")
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""Larger answers are not changed: as objects they take ten times as much memory."""
+READABLE_CODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 HEAVY_BYTES: Final = 65_536
 """Longer bodies are parsed and checked on a thread: the event loop serves everybody (B5)."""
 CLOCK_SLACK_US: Final = 60_000_000
@@ -92,12 +95,12 @@ class ReadAfterWrite:
 
         Raises: UpstreamError when the body has to be read and cannot.
         """
-        if answer.status != 200 or not is_json(answer.headers.get("content-type")):
+        if answer.status != 200 or not _is_readable(answer.headers):
             return None
         unseen = await self.find_unseen(principal, answer.headers.get(REV_HEADER))
         if unseen is None or not is_of_interest(nsid, params, unseen):
             return None
-        content = await answer.read()
+        content = await answer.read(MAX_BYTES)
         kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
         as_it_came = ViewAnswer(
             content, {**kept, "content-type": answer.headers.get("content-type", JSON)}
@@ -157,6 +160,13 @@ class ReadAfterWrite:
         except LexiconError:
             return False
         return True
+
+
+def _is_readable(headers: Mapping[str, str]) -> bool:
+    """Whether a body may be JSON, of a size and in a coding that we read."""
+    is_large = announced_bytes(headers) > MAX_BYTES
+    coding = headers.get("content-encoding", "").strip().lower()
+    return is_json(headers.get("content-type")) and not is_large and coding in READABLE_CODINGS
 
 
 def is_json(content_type: str | None) -> bool:

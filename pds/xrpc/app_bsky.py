@@ -19,7 +19,7 @@ from pds.services.proxy import APPVIEW_ID, ProxiedAnswer, ProxiedCall
 from pds.xrpc.access import Allows
 from pds.xrpc.auth import Auth
 from pds.xrpc.errors import invalid_request
-from pds.xrpc.proxy import make_proxied, stream_answer
+from pds.xrpc.proxy import ANSWER_HEADERS, make_proxied, stream_answer
 from pds.xrpc.server import Answer, Call, MethodTable
 
 routes: Final = MethodTable()
@@ -67,7 +67,8 @@ async def get_view(call: Call) -> Answer:
     async with views.open_view(_principal(call), proxied, call.params) as view:
         if isinstance(view, ProxiedAnswer):
             return await stream_answer(call.request, view)
-        return web.Response(body=view.body, status=view.status, headers=view.headers)
+        headers = {**view.headers, **ANSWER_HEADERS}
+        return web.Response(body=view.body, status=view.status, headers=headers)
 
 
 @routes.method("app.bsky.feed.getFeed", auth=Auth.SESSION, allows=Allows.ACTIVE)

@@ -133,6 +133,11 @@ async def story(shell: Shell, did: str, uri: str, cid: str) -> None:
     assert "1" in await shell.run("invite", "disable", code)
     await shell.run("account", "set-handle", did, "admin.test")
     await shell.run("account", "set-handle", did, "alice.test")
+    ours = "the AppView of the settings"
+    assert await shell.run("account", "set-appview", did, "none") == f"{did}: {ours} -> none\n"
+    again = await shell.run("account", "set-appview", did, "none")
+    assert again == f"{did}: nothing to change, it is none\n"
+    assert await shell.run("account", "set-appview", did) == f"{did}: none -> {ours}\n"
     await shell.run("account", "reset-password", did, "--password-stdin", stdin="given by stdin\n")
     assert (await shell.json("account", "show", did))["status"] == "active"
 
@@ -160,6 +165,8 @@ async def long_story(shell: Shell, did: str) -> None:
     await shell.run("account", "rotate-key", did)
     await shell.run("account", "end-sessions", did)
     assert "password  " in await shell.run("account", "reset-password", did)
+    code, _, error = await shell.try_run("account", "set-appview", did, "no did")
+    assert (code, "named by its DID" in error) == (1, True)
     await shell.run("event", "request-crawl", "--dry-run")
     trail = await shell.run("audit", "--subject", did)
     assert "account.takedown" in trail
@@ -172,6 +179,7 @@ async def refusals_are_plain(shell: Shell) -> None:
         (["account", "show", "nobody.test"], "Subject not found", 1),
         (["account", "create", "a.test", "no-address"], "email", 1),
         (["record", "takedown", "at://alice.test"], "collection", 1),
+        (["account", "set-appview", "nobody.test", "none"], "Subject not found", 1),
         (["blob", "takedown", "did:plc:nobody", "x"], "not found", 1),
         (["invite", "disable"], "name codes", 2),
         (["invite", "create", "--count", "0"], "codes can be made", 1),

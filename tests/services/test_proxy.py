@@ -16,10 +16,14 @@ from pds.protocol.syntax import Did
 from pds.services.principal import ADMIN, Principal, PrincipalKind, Scope
 from pds.services.proxy import (
     CREATE_REPORT,
+    NO_APPVIEW,
+    NoService,
     ProxiedCall,
     Proxy,
     ProxySettings,
     ServiceAddress,
+    TokenFor,
+    UpstreamError,
 )
 from pds.store.accounts import AccountStatus
 
@@ -94,12 +98,24 @@ class FakeTokens:
         return f"{did}|{aud}|{lxm}"
 
 
+class FakeChoices:
+    """Every account has chosen the same."""
+
+    def __init__(self) -> None:
+        self.choice: str | None = None
+
+    async def get(self, aid: int) -> str | None:
+        assert aid == 1
+        return self.choice
+
+
 class Town:
     """A proxy between fakes."""
 
     def __init__(self, **settings: Any) -> None:
         defaults = {"appview": APPVIEW, "moderation": MODERATION, "reports": REPORTS}
         self.trusted, self.guarded = FakeUpstream(), FakeUpstream()
+        self.choices = FakeChoices()
         self.documents = FakeDocuments()
         self.documents.services = [
             {
@@ -117,6 +133,7 @@ class Town:
             documents=self.documents,
             tokens=FakeTokens(),
             settings=ProxySettings(**(defaults | settings)),
+            choices=self.choices,
         )
 
     async def call(
@@ -128,6 +145,8 @@ class Town:
         headers: Mapping[str, str] | None = None,
         body: list[bytes] | None = None,
         principal: Principal | None = None,
+        is_read_here: bool = False,
+        **options: Any,
     ) -> tuple[int, Mapping[str, str], bytes]:
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in body or []:
@@ -139,8 +158,9 @@ class Town:
             query=query,
             headers=CIMultiDict(headers or {}),
             body=None if body is None else chunks(),
+            is_read_here=is_read_here,
         )
-        async with self.proxy.forward(principal or session(), call) as answer:
+        async with self.proxy.forward(principal or session(), call, **options) as answer:
             content = b"".join([chunk async for chunk in await answer.stream()])
             return answer.status, answer.headers, content
 
@@ -233,6 +253,35 @@ async def test_a_did_that_does_not_exist_is_a_400_and_one_not_found_out_a_502(to
     assert await town.refused(headers=header) == (400, "InvalidRequest")
     town.documents.error = Unreachable("timeout")
     assert await town.refused(headers=header) == (502, "UpstreamFailure")
+
+
+async def test_an_account_may_have_chosen_another_appview(town: Town) -> None:
+    town.choices.choice = f"{FEED}#bsky_fg"
+    await town.call()
+    assert town.trusted.requests == []
+    assert town.guarded.requests[0]["url"].startswith("https://feed.example/")
+    await town.call(headers={"atproto-proxy": f"{APPVIEW.did}#bsky_appview"})
+    await town.call("tools.ozone.moderation.getRepo")
+    await town.call(CREATE_REPORT)
+    assert len(town.guarded.requests) == 1
+    town.choices.choice = f"{APPVIEW.did}#bsky_appview"
+    await town.call()
+    assert len(town.trusted.requests) == 4
+    assert len(town.guarded.requests) == 1
+
+
+async def test_a_choice_that_cannot_be_found_any_more_is_an_outage(town: Town) -> None:
+    for choice in (f"{FEED}#missing", f"{FEED}#path"):
+        town.choices.choice = choice
+        with pytest.raises(UpstreamError) as outage:
+            await town.call()
+        assert (outage.value.status, outage.value.is_outage) == (502, True)
+    town.documents.error = Unreachable("timeout")
+    assert await town.refused() == (502, "UpstreamFailure")
+    town.choices.choice = NO_APPVIEW
+    with pytest.raises(NoService):
+        await town.call()
+    assert town.trusted.requests == town.guarded.requests == []
 
 
 # --- Who may (XRPC-62, XRPC-63, XRPC-64) ------------------------------------------------------
@@ -351,6 +400,51 @@ async def test_the_audience_is_the_bare_did_unless_told_otherwise(
     assert token == f"Bearer {ALICE}|{audience}|{TIMELINE}"
 
 
+async def test_headers_for_the_service_behind_us_are_passed_on(town: Town) -> None:
+    await town.call(headers={"X-Atproto-Bsky-Topics": "a", "X-Atproto": "b", "X-Other": "c"})
+    sent = town.trusted.requests[0]["headers"]
+    assert sent["x-atproto-bsky-topics"] == "a"
+    assert not {"x-atproto", "x-other"} & set(sent)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "asked_for"),
+    [
+        (None, "identity"),
+        ("br, zstd", "identity"),
+        ("br, gzip;q=0.5", "gzip"),
+        ("GZIP", "gzip"),
+        ("gzip; q=0", "identity"),
+        ("*", "identity"),
+    ],
+)
+async def test_answers_that_are_read_here_come_in_codings_that_we_know(
+    town: Town, accepted: str | None, asked_for: str
+) -> None:
+    headers = {} if accepted is None else {"Accept-Encoding": accepted}
+    await town.call(headers=headers, is_read_here=True)
+    assert town.trusted.requests[0]["headers"]["accept-encoding"] == asked_for
+
+
+async def test_a_token_can_be_for_somebody_behind_the_target(town: Town) -> None:
+    await town.call(token_for=TokenFor("did:web:behind.example", "a.b.c"))
+    sent = town.trusted.requests[0]["headers"]
+    assert sent["authorization"] == f"Bearer {ALICE}|did:web:behind.example|a.b.c"
+
+
+async def test_questions_of_our_own_carry_a_token_only_for_an_asker(town: Town) -> None:
+    target = await town.proxy.find_target(TIMELINE, None)
+    assert await town.proxy.ask(target, "a.b.c", "x=1") == b'{"a":1}'
+    await town.proxy.ask(target, "a.b.c", "", asker=ALICE)
+    first, second = town.trusted.requests
+    assert first["url"] == "https://appview.example/xrpc/a.b.c?x=1"
+    assert "authorization" not in first["headers"]
+    assert second["headers"]["authorization"] == f"Bearer {ALICE}|{APPVIEW.did}|a.b.c"
+    town.trusted.answer = FakeAnswer(200, {}, [BadAnswer("cut")])
+    with pytest.raises(UpstreamError):
+        await town.proxy.ask(target, "a.b.c", "")
+
+
 # --- What comes back (XRPC-67) ----------------------------------------------------------------
 
 
@@ -436,3 +530,15 @@ async def test_an_answer_that_breaks_off_later_is_not_taken_for_whole(town: Town
     with pytest.raises(Unreachable):
         await town.call()
     assert town.trusted.open_answers == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "is_outage"),
+    [(302, True), (400, False), (404, False), (429, False), (500, True), (501, False), (503, True)],
+)
+async def test_an_outage_is_told_from_a_refusal(town: Town, status: int, is_outage: bool) -> None:
+    town.trusted.answer = FakeAnswer(status, {"Atproto-Repo-Rev": "3ke6kg42cm227"}, [b"{}"])
+    with pytest.raises(UpstreamError) as error:
+        await town.call()
+    assert error.value.is_outage is is_outage
+    assert error.value.repo_rev == (None if status == 302 else "3ke6kg42cm227")

@@ -3,7 +3,7 @@
 The whole way over HTTP is in tests/xrpc/test_app_bsky.py. Spec: (XRPC-64, B5)
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from pds.protocol.tid import encode_tid
 from pds.services.local_records import LocalAuthor, LocalPost, LocalReader, LocalRecord
 from pds.services.local_views import ImageUrls, ViewMaker, fits_filter, quoted_uri, self_labels
 from pds.services.principal import Principal
-from pds.services.proxy import ProxiedAnswer, ProxyTarget
+from pds.services.proxy import ProxiedAnswer, ProxyTarget, UpstreamError
 from pds.services.quoted_views import QuotedViews
-from pds.services.read_after_write import LAG_HEADER, ReadAfterWrite, ViewAnswer, is_json
+from pds.services.read_after_write import LAG_HEADER, MAX_BYTES, ReadAfterWrite, ViewAnswer, is_json
 from pds.services.read_after_write_patches import PATCHES, Local, add_reply
 from pds.services.repos import RecordWrite
 from pds.store.engine import Txn
@@ -77,12 +77,14 @@ class Stage:
         *,
         status: int = 200,
         kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> ViewAnswer | None:
-        headers = {"content-type": kind} | ({} if rev is None else {"atproto-repo-rev": rev})
+        given = {"content-type": kind, **(headers or {})}
+        given |= {} if rev is None else {"atproto-repo-rev": rev}
         content = body if isinstance(body, bytes) else orjson.dumps(body)
-        upstream = FakeAnswer(status, CIMultiDict(headers), [content])
-        answer = ProxiedAnswer(upstream, CIMultiDict(headers), has_body=True)
+        upstream = FakeAnswer(status, CIMultiDict(given), [content])
+        answer = ProxiedAnswer(upstream, CIMultiDict(given), has_body=True)
         return await self.service.patch(self.alice, nsid, params, answer, TARGET)
 
     async def texts(self, rev: str, body: Any = EMPTY, **options: Any) -> list[str]:
@@ -141,6 +143,10 @@ async def test_answers_that_are_no_json_or_no_success_are_left_alone(stage: Stag
     await write(stage.host, post("new"))
     assert await stage.patch(rev, b"x", kind="text/html") is None
     assert await stage.patch(rev, b"x", status=206) is None
+    for more in ({"content-encoding": "br"}, {"content-length": "5000000"}):
+        assert await stage.patch(rev, b"x", headers=more) is None
+    with pytest.raises(UpstreamError):  # It did not say how large it is.
+        await stage.patch(rev, b" " * (MAX_BYTES + 1))
     for kind, expected in (
         (None, True),
         ("application/json", True),

@@ -1,12 +1,12 @@
-"""The app.bsky methods over real HTTP, between a real server and an AppView that misbehaves.
+"""The app.bsky methods over real HTTP: an AppView's answers, brought up to date.
 
+What is made without one is in tests/scenarios/test_independence.py.
 Spec: (XRPC-60, XRPC-61, XRPC-64, XRPC-65, XRPC-67, XRPC-68)
 """
 
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,132 +14,36 @@ import aiohttp
 import orjson
 import pytest
 
-from pds.config import Config
-from pds.protocol.diddoc import DidDocument, parse_did_document
 from pds.protocol.keys import make_signer
 from pds.protocol.service_auth import sign_service_token
 from pds.protocol.syntax import Did, Nsid
-from pds.services.audit import Order
-from pds.services.lexicons import load_catalog
-from pds.services.moderation import AccountChange, RecordSubject
-from tests.fakes.appview import APPVIEW_DID, FakeAppview, running_appview
-from tests.scenarios.conftest import Host, host_in
-from tests.support_client import Client, Person, XrpcError, sign_up
+from tests.fakes.appview import APPVIEW_DID, running_appview
+from tests.support_appview import (
+    AUTHOR_FEED,
+    LIKES,
+    MODERATOR,
+    PNG,
+    PROFILE,
+    PROFILES,
+    THREAD,
+    TIMELINE,
+    Stage,
+    give_document,
+    put_profile,
+    ref,
+    reply_to,
+    set_stage,
+    uris,
+)
+from tests.support_client import Client, XrpcError
 
-PROFILE = "app.bsky.actor.getProfile"
-PROFILES = "app.bsky.actor.getProfiles"
-AUTHOR_FEED = "app.bsky.feed.getAuthorFeed"
-LIKES = "app.bsky.feed.getActorLikes"
-THREAD = "app.bsky.feed.getPostThread"
-TIMELINE = "app.bsky.feed.getTimeline"
-VIEWS = (PROFILE, PROFILES, AUTHOR_FEED, LIKES, THREAD, TIMELINE)
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
-MODERATOR = Did("did:web:mod.example.com")
 MODERATOR_SIGNER = make_signer("k256", b"\x61" * 32)
-CATALOG = load_catalog()
-MADE_CID = "bafyreidwroesxuw5qzp4pdvvpbxv4bjuvhubqz4zfz3de6pi3a5c5rryum"
-
-
-@dataclass
-class Stage:
-    """A server, its AppView, and two people."""
-
-    host: Host
-    appview: FakeAppview
-    alice: Person
-    bob: Person
-
-    def key(self, person: Person) -> str:
-        state = self.host.plc.get_state(person.did)
-        assert state is not None
-        return state.verification_methods["atproto"]
-
-    async def index(self) -> None:
-        for person in (self.alice, self.bob):
-            await self.appview.index(person, self.key(person))
-
-    async def ask(
-        self, nsid: str, person: Person | None = None, *, verb: str = "GET", **options: Any
-    ) -> tuple[int, Any, Any]:
-        """Return status, JSON (held against the lexicon when it is an answer), and headers."""
-        client = (person or self.alice).client
-        headers = {"Authorization": f"Bearer {client.token}", **options.pop("headers", {})}
-        url = f"{client.url}/xrpc/{nsid}"
-        async with client.http.request(verb, url, headers=headers, **options) as answer:
-            content = await answer.read()
-            body = orjson.loads(content) if content else None
-            method = CATALOG.method(nsid)
-            if answer.status == 200 and method is not None and verb == "GET":
-                method.check_output(body)
-            return answer.status, body, answer.headers
-
-    async def view(self, nsid: str, person: Person | None = None, **params: Any) -> Any:
-        status, body, _ = await self.ask(nsid, person, params=params)
-        assert status == 200, body
-        return body
-
-    async def refused(self, nsid: str, person: Person | None = None, **params: Any) -> Any:
-        status, body, _ = await self.ask(nsid, person, params=params)
-        assert status >= 400, body
-        return status, body["error"]
-
-
-def settings(appview: FakeAppview | None) -> Any:
-    def change(config: Config) -> Config:
-        federation = replace(
-            config.federation,
-            appview_url=None if appview is None else appview.url,
-            appview_did=None if appview is None else APPVIEW_DID,
-            mod_service_did=MODERATOR,
-            mod_service_url="http://127.0.0.1:9",
-        )
-        outbound = replace(config.outbound, proxy_headers_timeout_s=0.5, proxy_body_timeout_s=0.4)
-        return replace(config, federation=federation, outbound=outbound)
-
-    return change
-
-
-async def set_stage(stack: AsyncExitStack, folder: Path, *, with_appview: bool) -> Stage:
-    appview = await stack.enter_async_context(running_appview())
-    change = settings(appview if with_appview else None)
-    host = await stack.enter_async_context(host_in(folder, change=change))
-    alice = await sign_up(host.client, "alice.test")
-    bob = await sign_up(host.client, "bob.test")
-    return Stage(host, appview, alice, bob)
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         yield await set_stage(stack, tmp_path, with_appview=True)
-
-
-@pytest.fixture
-async def alone(tmp_path: Path) -> AsyncIterator[Stage]:
-    async with AsyncExitStack() as stack:
-        yield await set_stage(stack, tmp_path, with_appview=False)
-
-
-async def put_profile(person: Person, **fields: Any) -> None:
-    await person.client.post(
-        "com.atproto.repo.putRecord",
-        repo=person.did,
-        collection="app.bsky.actor.profile",
-        rkey="self",
-        record={"$type": "app.bsky.actor.profile", **fields},
-    )
-
-
-def ref(made: Any) -> dict[str, str]:
-    return {"uri": made["uri"], "cid": made["cid"]}
-
-
-def reply_to(parent: Any, root: Any = None) -> dict[str, Any]:
-    return {"reply": {"root": ref(root or parent), "parent": ref(parent)}}
-
-
-def uris(answer: Any) -> list[str]:
-    return [item["post"]["uri"] for item in answer["feed"]]
 
 
 # Read-after-write
@@ -349,175 +253,6 @@ async def test_answers_of_another_shape_are_passed_on_as_they_are(stage: Stage) 
             async with client.http.get(url, headers=headers) as answer:
                 assert (answer.status, await answer.read()) == (200, expected)
                 assert "Atproto-Upstream-Lag" not in answer.headers
-
-
-async def test_when_the_appview_gives_no_answer_what_lives_here_is_shown(stage: Stage) -> None:
-    """Its faults are never reported as ours, and own content stays readable."""
-    await stage.index()
-    post = await stage.alice.post("here")
-    await put_profile(stage.alice, displayName="Alice")
-    views: list[tuple[str, dict[str, Any]]] = [
-        (PROFILE, {"actor": "alice.test"}),
-        (PROFILES, {"actors": [stage.alice.did, "bob.test"]}),
-        (AUTHOR_FEED, {"actor": stage.alice.did}),
-        (THREAD, {"uri": post["uri"]}),
-    ]
-    stranger = "did:web:stranger.example"
-    elsewhere: list[tuple[str, dict[str, Any]]] = [
-        (PROFILE, {"actor": stranger}),
-        (PROFILES, {"actors": [stage.alice.did, stranger]}),
-        (AUTHOR_FEED, {"actor": stage.alice.did, "cursor": "x"}),
-    ]
-    for mood in ("down", "error", "busy", "redirect", "huge", "bomb", "silent", "stalls", "breaks"):
-        stage.appview.mood = mood
-        is_slow = mood in ("silent", "stalls")
-        for nsid, params in views[:1] if is_slow else views:
-            status, body, headers = await stage.ask(nsid, params=params)
-            assert status == 200, (mood, nsid, body)
-            assert headers["X-Freehold-View"] == "local"
-        expected = (503, "Busy") if mood == "busy" else (502, "UpstreamFailure")
-        assert await stage.refused(TIMELINE) == expected, mood
-        for nsid, params in elsewhere if mood in ("down", "error", "busy") else []:
-            assert await stage.refused(nsid, **params) == expected, (mood, nsid)
-
-
-# Without an AppView
-
-
-async def test_without_an_appview_own_content_can_be_read(alone: Stage) -> None:
-    alice, bob = alone.alice, alone.bob
-    avatar = await alice.client.upload(PNG, "image/png")
-    await put_profile(alice, displayName="Alice", avatar=avatar, website="https://a.example")
-    made = [await alice.post(f"post {i}") for i in range(5)]
-    reply = await bob.post("reply", **reply_to(made[0]))
-    like = {"subject": ref(made[1]), "createdAt": "2026-01-02T03:04:05.000Z"}
-    await bob.create("app.bsky.feed.like", like)
-    gone = {"uri": made[0]["uri"].replace(alice.did, "did:web:gone.example"), "cid": reply["cid"]}
-    await bob.create("app.bsky.feed.like", {**like, "subject": gone})
-    follow = {"subject": alice.did, "createdAt": "2026-01-02T03:04:05.000Z"}
-    followed = await bob.create("app.bsky.graph.follow", follow)
-    status, view, headers = await alone.ask(PROFILE, bob, params={"actor": "Alice.test"})
-    assert (status, headers["X-Freehold-View"]) == (200, "local")
-    assert (view["displayName"], view["postsCount"], view["followsCount"]) == ("Alice", 5, 0)
-    assert view["viewer"] == {"muted": False, "blockedBy": False, "following": followed["uri"]}
-    assert "avatar" in view
-    profiles = await alone.view(PROFILES, actors=["bob.test", "nobody.test", alice.did])
-    assert [entry["handle"] for entry in profiles["profiles"]] == ["bob.test", "alice.test"]
-    first = await alone.view(AUTHOR_FEED, bob, actor=alice.did, limit=3)
-    rest = await alone.view(AUTHOR_FEED, bob, actor=alice.did, limit=3, cursor=first["cursor"])
-    assert uris(first) + uris(rest) == [entry["uri"] for entry in reversed(made)]
-    assert "cursor" not in rest
-    likes = await alone.view(LIKES, bob, actor=bob.did)
-    assert uris(likes) == [made[1]["uri"]]
-    thread = (await alone.view(THREAD, uri=made[0]["uri"]))["thread"]
-    assert "replies" not in thread  # Bob's replies are looked for when Bob asks.
-    thread = (await alone.view(THREAD, bob, uri=made[0]["uri"]))["thread"]
-    assert thread["replies"][0]["post"]["uri"] == reply["uri"]
-    thread = (await alone.view(THREAD, uri=reply["uri"]))["thread"]
-    assert thread["parent"]["post"]["uri"] == made[0]["uri"]
-    assert uris(await alone.view(TIMELINE, bob)) == [reply["uri"]]
-
-
-async def test_without_an_appview_the_rest_is_refused_with_a_reason(alone: Stage) -> None:
-    stranger = "did:web:stranger.example"
-    post = f"at://{stranger}/app.bsky.feed.post/3kaaaaaaaaa2a"
-    assert await alone.refused(PROFILE, actor=stranger) == (400, "InvalidRequest")
-    assert await alone.refused(AUTHOR_FEED, actor=stranger) == (400, "InvalidRequest")
-    assert await alone.refused(LIKES, actor=alone.bob.did) == (400, "InvalidRequest")
-    assert await alone.refused(THREAD, uri=post) == (400, "NotFound")
-    assert await alone.refused(AUTHOR_FEED, actor="bob.test", cursor="x") == (
-        400,
-        "InvalidRequest",
-    )
-    assert await alone.refused("app.bsky.notification.listNotifications") == (
-        400,
-        "InvalidRequest",
-    )
-    gone = await alone.alice.post("quoting", **reply_to({"uri": post, "cid": MADE_CID}))
-    thread = (await alone.view(THREAD, uri=gone["uri"]))["thread"]
-    assert thread["parent"] == {
-        "$type": "app.bsky.feed.defs#notFoundPost",
-        "uri": post,
-        "notFound": True,
-    }
-    assert alone.appview.asked == []
-
-
-async def test_local_answers_keep_blocks_takedowns_and_states(alone: Stage) -> None:
-    alice, bob = alone.alice, alone.bob
-    hidden = await alice.post("hidden")
-    shown = await alice.post("shown")
-    operator = alone.host.server.services.operator.moderation
-    path = hidden["uri"].removeprefix(f"at://{alice.did}/")
-    subject = RecordSubject(Did(alice.did), path, None)
-    await operator.change_record(subject, takedown=True, ref=None, order=Order("cli:test"))
-    assert uris(await alone.view(AUTHOR_FEED, bob, actor=alice.did)) == [shown["uri"]]
-    assert uris(await alone.view(AUTHOR_FEED, actor=alice.did)) == [shown["uri"]]
-    assert await alone.refused(THREAD, bob, uri=hidden["uri"]) == (400, "NotFound")
-    block = {"subject": bob.did, "createdAt": "2026-01-02T03:04:05.000Z"}
-    await alice.create("app.bsky.graph.block", block)
-    assert await alone.refused(AUTHOR_FEED, bob, actor=alice.did) == (400, "BlockedByActor")
-    assert await alone.refused(AUTHOR_FEED, actor=bob.did) == (400, "BlockedActor")
-    view = await alone.view(PROFILE, bob, actor=alice.did)
-    assert view["viewer"]["blockedBy"] is True
-    thread = await alone.view(THREAD, bob, uri=shown["uri"])
-    assert thread["thread"]["blocked"] is True
-    change = AccountChange(takedown=True)
-    await operator.change_account(Did(alice.did), change, Order("cli:test"))
-    assert await alone.refused(PROFILE, bob, actor=alice.did) == (400, "InvalidRequest")
-
-
-async def test_an_account_can_have_another_appview_or_none(stage: Stage) -> None:
-    did, services = Did(stage.alice.did), stage.host.server.services
-    await stage.alice.post("here")
-    await stage.index()
-    order = Order("cli:test")
-    other = Did("did:web:other.example")
-    choices, proxy = services.appview_choices, services.proxy
-    with pytest.raises(Exception, match="proxy did"):
-        await choices.set(did, other, order, proxy=proxy)
-    async with running_appview() as second:
-        second.did = other
-        endpoint = {"id": "#bsky_appview", "type": "BskyAppView", "serviceEndpoint": second.url}
-        give_document(stage, other, {"id": other, "service": [endpoint]})
-        second.profiles[did] = {"did": did, "handle": "alice.test", "displayName": "Second"}
-        assert await choices.set(did, other, order, proxy=proxy) == (
-            None,
-            f"{other}#bsky_appview",
-        )
-        view = await stage.view(PROFILE, actor=did)
-        assert view["displayName"] == "Second"
-        assert second.asked[0].aud == other
-        assert "displayName" not in await stage.view(PROFILE, stage.bob, actor=did)
-        # A header overrules it for one call.
-        header = {"atproto-proxy": f"{APPVIEW_DID}#bsky_appview"}
-        _, view, _ = await stage.ask(PROFILE, params={"actor": did}, headers=header)
-        assert "displayName" not in view
-    rehearsal = replace(order, is_rehearsal=True)
-    assert (await choices.set(did, "none", rehearsal, proxy=proxy))[1] == "none"
-    assert await choices.get(1) != "none"
-    await choices.set(did, "none", order, proxy=proxy)
-    _, _, headers = await stage.ask(TIMELINE)
-    assert headers["X-Freehold-View"] == "local"
-    await choices.set(did, None, order, proxy=proxy)
-    _, _, headers = await stage.ask(TIMELINE)
-    assert "X-Freehold-View" not in headers
-    trail, _ = await services.operator.audit.list(subject=did)
-    assert [row.act for row in trail] == ["account.set-appview"] * 3
-
-
-def give_document(stage: Stage, did: Did, document: dict[str, Any]) -> None:
-    """Let the server find a DID document without a network."""
-    resolver: Any = stage.host.server.services.app_views._documents
-    real = resolver.resolve_did
-
-    async def resolve_did(wanted: Did, *, refresh: bool = False) -> DidDocument:
-        if wanted == did:
-            return parse_did_document(document, did)
-        found: DidDocument = await real(wanted, refresh=refresh)
-        return found
-
-    resolver.resolve_did = resolve_did
 
 
 # Feeds, push notifications, preferences

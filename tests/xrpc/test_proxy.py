@@ -168,6 +168,16 @@ async def test_a_query_goes_up_unchanged_and_comes_back(
     assert "content-type" not in headers
 
 
+async def test_headers_that_are_repeated_are_joined(
+    host: Host, client: aiohttp.ClientSession
+) -> None:
+    labelers = [("Atproto-Accept-Labelers", f"did:web:l{place}") for place in range(2)]
+    async with client.get(host.method, headers=labelers) as answer:
+        assert answer.status == 200
+    sent = host.upstream.requests[0][2]
+    assert sent["atproto-accept-labelers"] == "did:web:l0, did:web:l1"
+
+
 async def test_bodies_are_passed_on_with_and_without_a_length(
     host: Host, client: aiohttp.ClientSession
 ) -> None:
