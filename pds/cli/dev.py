@@ -54,7 +54,9 @@ def dev(port: int, data: Path | None, *, keep: bool, verbose: bool) -> None:
         )
         configure_logging(config.log)
         plc = PlcDirectory(now_us=_now_us, file=folder / PLC_FILE)
-        options = Options(mailbox=MemoryMailbox(), plc=EmbeddedPlc(plc, plc_socket))
+        options = Options(
+            mailbox=MemoryMailbox(), plc=EmbeddedPlc(plc, plc_socket), check_outputs=True
+        )
 
         async def ready(server: RunningServer) -> None:
             await make_samples(server.services)
