@@ -1,5 +1,6 @@
 """People who come from a host that is not there: their identity and keys are the test's own."""
 
+import io
 import json
 import secrets
 import time
@@ -102,7 +103,7 @@ async def import_car(client: Client, car: Any, **headers: str) -> Any:
     return await client.call(
         "POST",
         "com.atproto.repo.importRepo",
-        data=car,
+        data=io.BytesIO(car) if isinstance(car, bytes) else car,
         headers={"Content-Type": CAR, **headers},
         timeout=aiohttp.ClientTimeout(600),
     )

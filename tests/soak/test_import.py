@@ -1,0 +1,226 @@
+"""Large imports cost others nothing: time, memory and the server's answers meanwhile (promise B5).
+
+What is measured is the server's process and all its children together, by proportional memory
+where the kernel tells it, so that pages which both have loaded count once.
+"""
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from pds.protocol import cbor
+from pds.protocol.car import encode_car_block, encode_car_header
+from pds.protocol.cid import Cid
+from tests.independent import check_export
+from tests.support_client import Client, Person, XrpcError, sign_up
+from tests.support_live import LiveServer, live_server_in
+from tests.support_move import Newcomer, import_car
+from tests.support_repo import ForeignRepo
+
+RECORDS = int(os.environ.get("PDS_SOAK_IMPORT_RECORDS", "128000"))
+STREAM_BYTES = int(os.environ.get("PDS_SOAK_IMPORT_BYTES", str(2 << 30)))
+MAX_SECONDS = 60
+MAX_REPO_MB = 300
+MAX_STREAM_MB = 200
+MAX_P99_S = 0.1
+POST = "app.bsky.feed.post"
+CREATED = "2026-01-01T00:00:00.000Z"
+
+
+class Watch:
+    """Samples memory and CPU time of a process and its children while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.peak_mb = self.server_peak_mb = 0.0
+        self.cpu_s = 0.0
+        self.server_cpu_s = 0.0
+
+    async def __aenter__(self) -> "Watch":
+        self._before_s = cpu_seconds(self._pid)
+        self._children_before_s = cpu_seconds(self._pid, waited_for=True)
+        self._sampling = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sampling.cancel()
+        self.server_cpu_s = cpu_seconds(self._pid) - self._before_s
+        children_s = cpu_seconds(self._pid, waited_for=True) - self._children_before_s
+        self.cpu_s = self.server_cpu_s + children_s
+
+    async def _sample(self) -> None:
+        while True:
+            pids = [self._pid, *children_of(self._pid)]
+            self.peak_mb = max(self.peak_mb, sum(memory_mb(pid) for pid in pids))
+            self.server_peak_mb = max(self.server_peak_mb, memory_mb(self._pid))
+            await asyncio.sleep(0.1)
+
+
+def memory_mb(pid: int) -> float:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    except (OSError, ValueError):
+        pass
+    return 0.0
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def cpu_seconds(pid: int, *, waited_for: bool = False) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    at = 13 if waited_for else 11
+    return (int(fields[at]) + int(fields[at + 1])) / os.sysconf("SC_CLK_TCK")
+
+
+async def newcomer_at(
+    http: aiohttp.ClientSession, server: LiveServer, handle: str
+) -> tuple[Newcomer, Person]:
+    newcomer = await Newcomer.born(http, server.plc_url, handle)
+    return newcomer, await newcomer.sign_up(Client(http, server.url))
+
+
+def large_repo(newcomer: Newcomer) -> ForeignRepo:
+    return newcomer.repo(
+        {
+            f"{POST}/3k{number:011}": {
+                "$type": POST,
+                "text": f"post number {number} of many, " + "as long as people write them " * 5,
+                "langs": ["en"],
+                "createdAt": CREATED,
+            }
+            for number in range(RECORDS)
+        }
+    )
+
+
+async def reads_until(done: "asyncio.Task[Any]", url: str, person: Person) -> list[float]:
+    """Read one record again and again; return how long each took."""
+    created = await person.post("still here")
+    rkey = created["uri"].rpartition("/")[2]
+    found: list[float] = []
+    async with aiohttp.ClientSession() as http:
+        client = Client(http, url)
+        while not done.done():
+            began = time.monotonic()
+            await client.get(
+                "com.atproto.repo.getRecord", repo=person.did, collection=POST, rkey=rkey
+            )
+            found.append(time.monotonic() - began)
+            await asyncio.sleep(0.005)
+    return found
+
+
+@pytest.mark.timeout(1200)
+async def test_a_large_repo_is_imported_while_others_are_answered(tmp_path: Path) -> None:
+    async with (
+        live_server_in(tmp_path / "server", PDS_MAX_REPO_IMPORT_SIZE=str(1 << 30)) as server,
+        aiohttp.ClientSession() as http,
+    ):
+        assert server.process is not None
+        neighbour = await sign_up(Client(http, server.url), "neighbour.test")
+        newcomer, person = await newcomer_at(http, server, "large.test")
+        repo = await asyncio.to_thread(large_repo, newcomer)
+        car = repo.car(order=lambda item: item[0])  # As the reference sends it: not by the tree.
+        began = time.monotonic()
+        async with Watch(server.process.pid) as watch:
+            sending = asyncio.create_task(import_car(person.client, car))
+            latencies = await reads_until(sending, server.url, neighbour)
+            await sending
+        took_s = time.monotonic() - began
+        p99_s = statistics.quantiles(latencies, n=100)[98]
+        print(
+            f"\nimport: {RECORDS} records, {len(car) / 1e6:.1f} MB in {took_s:.1f} s;"
+            f" CPU {watch.cpu_s:.1f} s, {watch.server_cpu_s:.1f} s of it in the server;"
+            f" peak {watch.peak_mb:.0f} MB, server {watch.server_peak_mb:.0f} MB;"
+            f" {len(latencies)} reads meanwhile,"
+            f" median {statistics.median(latencies) * 1e3:.1f} ms, p99 {p99_s * 1e3:.1f} ms,"
+            f" longest {max(latencies) * 1e3:.1f} ms"
+        )
+        report = await person.client.get("com.atproto.server.checkAccountStatus")
+        assert (report["indexedRecords"], report["repoBlocks"]) == (RECORDS, len(repo.blocks))
+        await newcomer.move_identity(person)
+        await person.client.post("com.atproto.server.activateAccount")
+        key = await server.signing_key(person.did)
+        found = check_export(await server.export(person.did), did=person.did, did_key=key)
+        assert found == {path: bytes(cid) for path, cid in repo.records.items()}
+        assert took_s < MAX_SECONDS
+        assert watch.peak_mb < MAX_REPO_MB
+        assert p99_s < MAX_P99_S
+
+
+async def endless(kind: str, newcomer: Newcomer) -> AsyncIterator[bytes]:
+    """A CAR that begins well and has no end: small blocks, large ones, or one that is all."""
+    repo = newcomer.repo({f"{POST}/1": {"$type": POST, "text": "hello", "createdAt": CREATED}})
+    yield encode_car_header((repo.root,))
+    yield b"".join(encode_car_block(cid, block) for cid, block in repo.blocks.items())
+    sent = number = 0
+    while sent < STREAM_BYTES:
+        parts = []
+        size = 0
+        while size < 1 << 20:
+            number += 1
+            block = cbor.encode(number) if kind == "small" else number.to_bytes(8) * 60_000
+            parts.append(encode_car_block(Cid.of_data(block), block))
+            size += len(parts[-1])
+        yield b"".join(parts)
+        sent += size
+
+
+async def endless_entry() -> AsyncIterator[bytes]:
+    """One entry that says it is as long as the stream."""
+    yield b"\xff\xff\xff\xff\x07"
+    for _ in range(STREAM_BYTES >> 20):
+        yield bytes(1 << 20)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["small", "large", "entry"])
+async def test_a_stream_without_end_takes_little_memory(tmp_path: Path, kind: str) -> None:
+    """Twice the usual limit is let in, so that all of it is looked at."""
+    limit = str(STREAM_BYTES * 2)
+    async with (
+        live_server_in(tmp_path / "server", PDS_MAX_REPO_IMPORT_SIZE=limit) as server,
+        aiohttp.ClientSession() as http,
+    ):
+        assert server.process is not None
+        newcomer, person = await newcomer_at(http, server, "endless.test")
+        before = await person.client.get("com.atproto.server.checkAccountStatus")
+        neighbour = await sign_up(Client(http, server.url), "neighbour.test")
+        body = endless_entry() if kind == "entry" else endless(kind, newcomer)
+        began = time.monotonic()
+        outcome = "taken, without what the commit does not reach"
+        async with Watch(server.process.pid) as watch:
+            sending = asyncio.create_task(import_car(person.client, body))
+            latencies = await reads_until(sending, server.url, neighbour)
+            try:
+                await sending
+            except XrpcError as error:
+                outcome = str(error.body)
+        p99_s = statistics.quantiles(latencies, n=100)[98]
+        print(
+            f"\n{kind}: {STREAM_BYTES / 1e6:.0f} MB in {time.monotonic() - began:.1f} s, {outcome};"
+            f" CPU {watch.cpu_s:.1f} s, {watch.server_cpu_s:.1f} s of it in the server;"
+            f" peak {watch.peak_mb:.0f} MB, server {watch.server_peak_mb:.0f} MB;"
+            f" p99 of reads {p99_s * 1e3:.1f} ms"
+        )
+        assert watch.peak_mb < MAX_STREAM_MB
+        after = await person.client.get("com.atproto.server.checkAccountStatus")
+        if kind == "large":
+            assert after["indexedRecords"] == 1
+        else:
+            assert after == before
