@@ -150,7 +150,7 @@ def record_cases(did: str, other_did: str, blob: dict[str, Any]) -> Iterator[Cas
     foreign = json.dumps(
         {"repo": "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "collection": POST, "record": post()}
     ).encode()
-    yield Case("a repo that is not here", create, 400, "InvalidRequest", foreign)
+    yield Case("a repo that is not here", create, 403, "AccountNotFound", foreign)
 
 
 def body_cases(did: str) -> Iterator[Case]:

@@ -102,6 +102,7 @@ def build_services(host: CreationHost) -> Services:
     services = SimpleNamespace(
         catalog=load_catalog(),
         limits=RequestLimits(),
+        proxy=SimpleNamespace(appview=None),
         accounts=host.accounts,
         sessions=host.sessions,
         app_passwords=AppPasswords(engine=engine, clock=host.clock, sessions=host.sessions),
