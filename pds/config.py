@@ -29,6 +29,7 @@ from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
 from pds.services.limits import RateSettings, RequestLimits
 from pds.services.mail_transports import MailSettings
+from pds.services.migration_settings import MigrationSettings
 from pds.services.settings import (
     FederationSettings,
     HostSettings,
@@ -185,6 +186,7 @@ class Config:
     exports: SpoolSettings = field(default_factory=SpoolSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)
+    migration: MigrationSettings = field(default_factory=MigrationSettings)
     log: LogSettings = field(default_factory=LogSettings)
     notices: tuple[str, ...] = ()
     """One line for each setting that was understood and has no effect here."""

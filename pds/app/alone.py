@@ -39,4 +39,5 @@ async def services_alone(config: Config) -> AsyncIterator[Services]:
         stack.push_async_callback(services.account_mails.settle)
         stack.push_async_callback(services.accounts.close)
         stack.push_async_callback(services.identity_journal.close)
+        stack.push_async_callback(services.migration.close)
         yield services

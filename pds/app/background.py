@@ -120,6 +120,8 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
         first_after_s=SCRUB_FIRST_AFTER_S,
     )
     _add_blob_repairs(schedule, base)
+    schedule.add("moves.resume", services.migration.resume, every_s=10, per_node=True)
+    schedule.add("moves.sweep", services.migration.sweep, every_s=DAY_S, first_after_s=HOUR_S)
     schedule.add("repos.restate", services.rewinds.restate, every_s=60)
     schedule.add("repos.imports", services.repo_imports.recover, every_s=60, at_start=True)
     schedule.add("repos.garbage", partial(_delete_old_repos, base), every_s=60)

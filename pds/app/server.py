@@ -76,6 +76,7 @@ async def running_server(
         stack.push_async_callback(services.account_mails.settle)
         stack.push_async_callback(services.accounts.close)
         stack.push_async_callback(services.identity_journal.close)
+        stack.push_async_callback(services.migration.close)
         stack.push_async_callback(services.lexicons.close)
         rate_limits = services.rate_limits
         await rate_limits.load()

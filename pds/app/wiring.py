@@ -16,6 +16,7 @@ from pds.app.identities import (
     build_identity_services,
 )
 from pds.app.mail import build_mails
+from pds.app.migration import MovingParts, build_migration
 from pds.app.moving import build_repo_imports
 from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
@@ -105,8 +106,30 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     common = _build_common(base, passwords, options)
     cache, sessions, repos = common.cache, common.sessions, common.repos
     identity = _build_identity_services(base, common)
-    views = build_views(
-        base, cache=cache, catalog=common.catalog, tokens=common.service_tokens
+    views = build_views(base, cache=cache, catalog=common.catalog, tokens=common.service_tokens)
+    blobs = Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs)
+    crawlers = _build_crawlers(base, common.firehose)
+    exports = Exports(engine=engine, cache=repos.cache, settings=config.exports)
+    lifecycle = _build_lifecycle(base, common)
+    operator = _build_operator(base, common)
+    preferences = Preferences(engine=engine, wall=base.time)
+    repo_imports = build_repo_imports(base, cache, clock_id=_draw_clock_id())
+    moving = MovingParts(
+        accounts=common.accounts,
+        blobs=blobs,
+        crawlers=crawlers,
+        exports=exports,
+        handles=common.handles,
+        identities=common.identities,
+        identity_journal=identity.identity_journal,
+        invites=common.invites,
+        lifecycle=lifecycle,
+        operator=operator,
+        plc_operations=identity.plc_operations,
+        preferences=preferences,
+        repo_imports=repo_imports,
+        service_tokens=common.service_tokens,
+        sessions=sessions,
     )
     return Services(
         account_email=AccountEmail(
@@ -117,7 +140,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
             mails=common.mails,
             blocked_domains=config.mail.blocked_domains,
         ),
-        account_lifecycle=_build_lifecycle(base, common),
+        account_lifecycle=lifecycle,
         account_mails=common.mails,
         account_reports=AccountReports(engine=engine, identities=common.identities),
         accounts=common.accounts,
@@ -125,11 +148,11 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         app_views=views.app_views,
         appview_choices=views.appview_choices,
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
-        blobs=Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs),
+        blobs=blobs,
         catalog=common.catalog,
-        crawlers=_build_crawlers(base, common.firehose),
+        crawlers=crawlers,
         credentials=Credentials(engine=engine, clock=clock, accounts=cache, sessions=sessions),
-        exports=Exports(engine=engine, cache=repos.cache, settings=config.exports),
+        exports=exports,
         firehose=common.firehose,
         handle_change=identity.handle_change,
         handle_names=identity.handle_names,
@@ -143,13 +166,14 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         lexicons=common.lexicons,
         limits=config.limits,
         mail_tokens=common.mail_tokens,
-        operator=_build_operator(base, common),
+        migration=build_migration(base, moving),
+        operator=operator,
         password_reset=_build_password_reset(base, common),
         plc_operations=identity.plc_operations,
-        preferences=Preferences(engine=engine, wall=base.time),
-        repo_imports=build_repo_imports(base, cache, clock_id=_draw_clock_id()),
+        preferences=preferences,
         proxy=views.proxy,
         rate_limits=common.rate_limits,
+        repo_imports=repo_imports,
         repos=repos,
         reserved_keys=common.reserved_keys,
         rewinds=Rewinds(engine=engine, clock=clock, clock_id=_draw_clock_id(), keystore=keystore),

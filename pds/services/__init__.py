@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pds.services.lexicon_resolution import Lexicons
     from pds.services.limits import RequestLimits
     from pds.services.mail_tokens import MailTokens
+    from pds.services.migration import Migration
     from pds.services.operator import Operator
     from pds.services.password_reset import PasswordReset
     from pds.services.plc_operations import PlcOperations
@@ -83,6 +84,7 @@ class Services:
     lexicons: Lexicons
     limits: RequestLimits
     mail_tokens: MailTokens
+    migration: Migration
     operator: Operator
     password_reset: PasswordReset
     plc_operations: PlcOperations

@@ -24,6 +24,7 @@ from pds.protocol.syntax import Did, parse_at_uri
 from pds.services import admin_lists
 from pds.services.admin_accounts import AccountInfo, account_view, invite_view
 from pds.services.audit import Order, audit_view
+from pds.services.migration_orders import MOVE_ACTS
 from pds.services.moderation import (
     AccountChange,
     BlobSubject,
@@ -409,6 +410,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "event.list": _list_events,
     "event.request-crawl": _request_crawl,
     "audit.list": _list_audit,
+    **MOVE_ACTS,
 }
 """Every order by its name."""
 

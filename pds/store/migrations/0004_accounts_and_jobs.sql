@@ -106,3 +106,47 @@ CREATE TABLE conversion (
   mark {blob} NOT NULL
 );
 CREATE INDEX blob_hidden ON blob (aid, takedown_ref) WHERE takedown_ref IS NOT NULL;
+
+-- durable: accounts on their way in or out, one row per move. `state` is JSON; what opens doors at
+-- the other host is in `secrets`, sealed, and gone when the move is over.
+CREATE TABLE move (
+  move_id {int} PRIMARY KEY,
+  did {key} NOT NULL,
+  direction {key} NOT NULL,
+  step {key} NOT NULL,
+  status {key} NOT NULL,
+  state {blob} NOT NULL,
+  secrets {blob},
+  lease_node {key},
+  lease_until {int},
+  switched_at {int},
+  created_at {int} NOT NULL,
+  updated_at {int} NOT NULL,
+  finished_at {int}
+);
+CREATE UNIQUE INDEX move_open ON move (did) WHERE finished_at IS NULL;
+CREATE INDEX move_did ON move (did, move_id);
+CREATE INDEX move_status ON move (status, move_id);
+CREATE INDEX move_switched_at ON move (switched_at) WHERE switched_at IS NOT NULL;
+
+-- durable: how far the PLC log of each account was read, times in unix microseconds.
+CREATE TABLE plc_watch (
+  aid {int} PRIMARY KEY,
+  seen_at {int} NOT NULL,
+  looked_at {int} NOT NULL
+);
+CREATE INDEX plc_watch_looked_at ON plc_watch (looked_at);
+
+-- durable: operations on identities of accounts that were passed on for their owners, or that came
+-- from elsewhere; `told_at` is set once people were told.
+CREATE TABLE plc_operation (
+  aid {int} NOT NULL,
+  cid {key} NOT NULL,
+  origin {key} NOT NULL,
+  signer {key},
+  accepted_at {int},
+  noted_at {int} NOT NULL,
+  told_at {int},
+  PRIMARY KEY (aid, cid)
+) {rowless};
+CREATE INDEX plc_operation_untold ON plc_operation (noted_at) WHERE told_at IS NULL;
