@@ -1,7 +1,6 @@
 """A whole server over real HTTP on loopback, with its own PLC directory and mailbox."""
 
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ import aiohttp
 import pytest
 
 from pds.app import EmbeddedPlc, Options, RunningServer, running_server
+from pds.app.options import TimeSource
 from pds.cli.dev import dev_config
 from pds.config import Config
 from pds.services.mail import MemoryMailbox
@@ -47,12 +47,14 @@ async def host_in(
     plc: PlcDirectory | None = None,
     change: Callable[[Config], Config] = lambda c: c,
     with_mailbox: bool = True,
+    now: TimeSource | None = None,
 ) -> AsyncIterator[Host]:
     """Run a server on `folder`; entering again on the same folder is a restart.
 
-    Without the mailbox mail goes where the settings say.
+    Without the mailbox mail goes where the settings say. `now` is another time than the machine's.
     """
-    plc = plc or PlcDirectory(now_us=lambda: time.time_ns() // 1000, file=folder / "plc.jsonl")
+    now = now or TimeSource()
+    plc = plc or PlcDirectory(now_us=now.now_us, file=folder / "plc.jsonl")
     sock, plc_sock = bound_socket(), bound_socket()
     config = change(_config(folder, sock, plc_sock))
     mailbox = MemoryMailbox()
@@ -60,6 +62,7 @@ async def host_in(
         mailbox=mailbox if with_mailbox else None,
         plc=EmbeddedPlc(plc, plc_sock),
         check_outputs=True,
+        time=now,
     )
     async with (
         running_server(config, sock=sock, options=options) as server,
