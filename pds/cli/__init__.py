@@ -20,6 +20,7 @@ from pds.cli import (
     convert,
     dev,
     event,
+    import_reference,
     invite,
     jobs,
     mail,
@@ -56,6 +57,7 @@ commands.add_command(configuration.config)
 commands.add_command(convert.convert)
 commands.add_command(dev.dev)
 commands.add_command(event.event)
+commands.add_command(import_reference.import_reference)
 commands.add_command(invite.invite)
 commands.add_command(jobs.jobs)
 commands.add_command(mail.mail)

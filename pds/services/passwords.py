@@ -9,7 +9,8 @@ in a few threads of its own (both libraries release the interpreter lock), and a
 the queue full is refused with 429 instead of waiting.
 
 App passwords are random and long, so a fast keyed hash is enough for them, and trying them costs a
-login next to nothing, found or not (ACC-35).
+login next to nothing, found or not (ACC-35). Those of an account that came from the reference
+server are kept as it hashed them (scrypt) until each is first used.
 
 An unknown account costs the same as a known one: the password is checked against a decoy.
 """
@@ -19,7 +20,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -82,6 +83,19 @@ class Passwords:
         if len(password) > MAX_PASSWORD_CHARS:
             return False
         return await self._run(lambda: self._verify(password, stored))
+
+    async def find_reference_app_password(
+        self, password: str, candidates: Sequence[bytes]
+    ) -> bytes | None:
+        """Return the one of these hashes that is of this app password.
+
+        Hashes that the reference server has not made are passed over. Raises: RequestError (429).
+        """
+        hashes = [one for one in candidates if is_reference_app_password(one)]
+        given = password.strip().lower()
+        if not hashes or len(given) > MAX_PASSWORD_CHARS:
+            return None
+        return await self._run(lambda: _find_reference_hash(given, hashes))
 
     def needs_rehash(self, stored: str) -> bool:
         """Whether the stored form is not the one that new passwords get."""
@@ -154,6 +168,24 @@ def hash_app_password(password: str) -> bytes:
     return hmac.digest(_APP_PASSWORD_LABEL, password.strip().lower().encode(), "sha256")
 
 
+def is_reference_app_password(stored: bytes) -> bool:
+    """Whether an app password's stored form is the reference server's `salt:hash`."""
+    return len(stored) > hashlib.sha256().digest_size and b":" in stored
+
+
+def _find_reference_hash(password: str, hashes: Sequence[bytes]) -> bytes | None:
+    """Try a password on hashes; those of one account have one salt, made of its DID."""
+    digests: dict[bytes, bytes] = {}
+    found = None
+    for stored in hashes:
+        salt, _, digest = stored.partition(b":")
+        if salt not in digests:
+            digests[salt] = _scrypt(password, salt).hex().encode()
+        if hmac.compare_digest(digests[salt], digest):
+            found = stored
+    return found
+
+
 def verify_reference_hash(password: str, stored: str) -> bool:
     """Check a `salt:hash` of the reference server (ACC-30).
 
@@ -166,13 +198,16 @@ def verify_reference_hash(password: str, stored: str) -> bool:
         return False
     if not salt or len(expected) != _SCRYPT_BYTES:
         return False
-    given = hashlib.scrypt(
+    return hmac.compare_digest(_scrypt(password, salt.encode()), expected)
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(
         password.encode(),
-        salt=salt.encode(),
+        salt=salt,
         n=_SCRYPT_N,
         r=_SCRYPT_R,
         p=_SCRYPT_P,
         maxmem=_SCRYPT_MAX_MEMORY,
         dklen=_SCRYPT_BYTES,
     )
-    return hmac.compare_digest(given, expected)

@@ -60,7 +60,7 @@ class ReservedKeys:
         secret = generate_secret(CURVE, secrets.token_bytes(32))
         did_key = make_signer(CURVE, secret).public_key.did_key
         nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = self._keystore.seal(_seal_subject(did_key), secret, nonce=nonce)
+        sealed = self._keystore.seal(seal_subject(did_key), secret, nonce=nonce)
         now_us = self._clock.now_us()
         new = ReservedKey(did_key, did, sealed, now_us)
         return await self._engine.transact("key.reserve", self._reserve, new)
@@ -72,7 +72,7 @@ class ReservedKeys:
         """
         since_us = self._clock.now_us() - LIFETIME_S * _US_PER_S
         key = await self._engine.read("key.reserved", _get, did, since_us)
-        return None if key is None else self._keystore.open(_seal_subject(key.did_key), key.secret)
+        return None if key is None else self._keystore.open(seal_subject(key.did_key), key.secret)
 
     async def sweep(self, now_us: int) -> int:
         """Drop reservations that are too old; return how many there were."""
@@ -101,7 +101,8 @@ class ReservedKeys:
         return new.did_key
 
 
-def _seal_subject(did_key: str) -> str:
+def seal_subject(did_key: str) -> str:
+    """What the secret of a reserved key is sealed for."""
     return f"reserved_key {did_key}"
 
 

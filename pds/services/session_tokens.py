@@ -8,6 +8,10 @@ claim is ours: `sid`, the session, by which an access token can be revoked at on
 A token that was found good is remembered until it expires or newer ones push it out, because the
 same one comes with every request: what then remains to be asked is the time.
 
+Tokens of the reference server, which may have been here before under the same secret, have no
+`kid` and no `sid`. Its refresh tokens are taken: what they are worth stands in their rows, taken
+over with them. Its access tokens are answered as expired, upon which clients refresh.
+
 This module judges tokens only. Whether the session still lives is asked in `sessions`.
 
 Spec: xrpc#authentication (XRPC-22, XRPC-23, XRPC-24)
@@ -20,7 +24,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from pds.errors import ConfigError, RequestError
-from pds.protocol.jwt import JwtError, JwtObject, sign_hs256, verify_hs256
+from pds.protocol.jwt import Jwt, JwtError, JwtObject, sign_hs256, verify_hs256
 from pds.services.principal import ACCESS_TOKEN_SCOPES, Scope
 
 ACCESS_TYPE: Final = "at+jwt"
@@ -51,7 +55,8 @@ class RefreshClaims:
 
     did: str
     token_id: str
-    session_id: str
+    session_id: str | None
+    """None in a token of the reference server: the row knows."""
 
 
 class SessionTokens:
@@ -63,6 +68,7 @@ class SessionTokens:
             raise ConfigError(message)
         keys = [_derive_key(secret) for secret in secrets]
         self._keys: Mapping[str, bytes] = {_key_id(key): key for key in keys}
+        self._reference_keys = [{"": secret.encode()} for secret in secrets]
         self._key = keys[0]
         self._kid = _key_id(keys[0])
         self._service_did = service_did
@@ -128,7 +134,8 @@ class SessionTokens:
         claims = self._verify(token, REFRESH_TYPE, now_s=now_s, expired_ok=expired_ok)
         if claims.get("scope") != Scope.REFRESH:
             raise _invalid("Bad token scope")
-        return RefreshClaims(_text(claims, "sub"), _text(claims, "jti"), _text(claims, "sid"))
+        session_id = _text(claims, "sid") if "sid" in claims else None
+        return RefreshClaims(_text(claims, "sub"), _text(claims, "jti"), session_id)
 
     def _sign(
         self,
@@ -156,10 +163,7 @@ class SessionTokens:
     def _verify(
         self, token: str, token_type: str, *, now_s: float, expired_ok: bool = False
     ) -> JwtObject:
-        try:
-            jwt = verify_hs256(token, self._keys)
-        except JwtError as error:
-            raise _invalid("Token could not be verified") from error
+        jwt, is_foreign = self._verify_signature(token)
         claims = jwt.claims
         if jwt.header.get("typ") != token_type:
             raise _invalid("Invalid token type")
@@ -172,7 +176,24 @@ class SessionTokens:
             raise _invalid("Token is not valid yet")
         if _instant(claims, "exp") <= now_s and not expired_ok:
             raise _expired()
+        if is_foreign and token_type == ACCESS_TYPE:
+            raise _expired()
+        if is_foreign == ("sid" in claims):
+            raise _invalid("Malformed token")
         return claims
+
+    def _verify_signature(self, token: str) -> tuple[Jwt, bool]:
+        """Return the token, and whether the reference server has signed it with our secret."""
+        try:
+            return verify_hs256(token, self._keys), False
+        except JwtError as error:
+            refusal = error
+        for keys in self._reference_keys if refusal.reason == "key" else ():
+            try:
+                return verify_hs256(token, keys), True
+            except JwtError as error:
+                refusal = error
+        raise _invalid("Token could not be verified") from refusal
 
 
 def _expired() -> RequestError:

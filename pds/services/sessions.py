@@ -28,7 +28,7 @@ from pds.services.login_limits import AttemptCounter, LoginLimits
 from pds.services.passwords import Passwords, hash_app_password
 from pds.services.principal import Principal, PrincipalKind, Scope
 from pds.services.rate_limits import RateLimits
-from pds.services.session_tokens import SessionTokens
+from pds.services.session_tokens import RefreshClaims, SessionTokens
 from pds.store import sessions as rows
 from pds.store.accounts import (
     Account,
@@ -38,7 +38,11 @@ from pds.store.accounts import (
     get_account_by_email,
     update_password_hash,
 )
-from pds.store.app_passwords import AppPassword, list_app_passwords
+from pds.store.app_passwords import (
+    AppPassword,
+    list_app_passwords,
+    update_app_password_hash,
+)
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 
@@ -219,6 +223,10 @@ class Sessions:
         stored = account.password_hash if account else None
         is_main = await self._passwords.verify(password, stored)
         app_password = _find_app_password(password, app_passwords)
+        upgraded = None
+        if not (is_main or app_password):
+            app_password = await self._find_reference_app_password(password, app_passwords)
+            upgraded = hash_app_password(password) if app_password is not None else None
         if account is None or not (is_main or app_password):
             raise _wrong_password()
         if account.status in (AccountStatus.TAKENDOWN, AccountStatus.SUSPENDED):
@@ -232,11 +240,20 @@ class Sessions:
         session, opened = await self._engine.transact(
             "session.open",
             self._open_after_login,
-            _Verified(account.aid, stored if is_main else None, rehashed, app_password),
+            _Verified(account.aid, stored if is_main else None, rehashed, app_password, upgraded),
             self.prepare(),
             accounts=(account.aid,),
         )
         return await self._view(opened, session)
+
+    async def _find_reference_app_password(
+        self, password: str, candidates: Sequence[AppPassword]
+    ) -> AppPassword | None:
+        """Look among app passwords that a reference server has hashed: there are none, mostly."""
+        found = await self._passwords.find_reference_app_password(
+            password, [candidate.hash for candidate in candidates]
+        )
+        return next((one for one in candidates if one.hash == found), None)
 
     async def check_password(self, did: str, password: str, *, address: str = "") -> Account:
         """Return the account of a DID whose main password this is, in any state.
@@ -276,6 +293,10 @@ class Sessions:
         if verified.app_password is not None and verified.stored is None:
             if verified.app_password not in list_app_passwords(txn, account.aid):
                 raise _wrong_password()
+            if verified.upgraded is not None:
+                update_app_password_hash(
+                    txn, verified.app_password.app_password_id, verified.upgraded
+                )
         elif account.password_hash != verified.stored:
             raise _wrong_password()
         if verified.rehashed is not None:
@@ -385,11 +406,15 @@ class Sessions:
         )
         known = await self._accounts.get(claims.did)
         aids = () if known is None else (known.aid,)
-        await self._engine.transact(
-            "session.end", self._end_session, claims.session_id, aids, accounts=aids
-        )
+        await self._engine.transact("session.end", self._end_session, claims, aids, accounts=aids)
 
-    def _end_session(self, txn: Txn, session_id: str, aids: tuple[int, ...]) -> None:
+    def _end_session(self, txn: Txn, claims: RefreshClaims, aids: tuple[int, ...]) -> None:
+        session_id = claims.session_id
+        if session_id is None:  # A token of the server that was here before does not name it.
+            row = rows.get_session(txn, claims.token_id)
+            if row is None:
+                return
+            session_id = row.session_id
         rows.delete_session_chain(txn, session_id)
         txn.on_commit(lambda: self._live.forget_key(session_id))
         for aid in aids:
@@ -477,6 +502,8 @@ class _Verified:
     stored: str | None
     rehashed: str | None
     app_password: AppPassword | None
+    upgraded: bytes | None
+    """The hash that this app password gets, in the place of one of the reference server."""
 
 
 def _read_session(

@@ -138,12 +138,15 @@ def insert_account(
     now_us: int,
     deactivated_at: int | None = None,
     delete_after: int | None = None,
+    aid: int | None = None,
 ) -> int:
     """Insert an account without repo and key, and return its new `aid`.
 
-    The caller has checked in the same transaction that `did`, `handle` and `email` are free.
+    The caller has checked in the same transaction that `did`, `handle` and `email` are free. An
+    `aid` that is given was drawn from the counter before.
     """
-    aid = txn.next_id("account")
+    if aid is None:
+        aid = txn.next_id("account")
     txn.write(
         f"INSERT INTO account ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (

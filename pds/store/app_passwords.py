@@ -14,7 +14,10 @@ _COLUMNS: Final = "app_password_id, aid, name, hash, privileged, created_at"
 
 @dataclass(frozen=True, slots=True)
 class AppPassword:
-    """One app password; `hash` is a keyed hash of a secret of 80 random bits."""
+    """One app password; `hash` is a keyed hash of a secret of 80 random bits.
+
+    Of one that came from a reference server, and was not used here yet, it is that one's hash.
+    """
 
     app_password_id: int
     aid: int
@@ -54,6 +57,11 @@ def insert_app_password(
         (app_password_id, aid, name, hash, int(privileged), now_us),
     )
     return app_password_id
+
+
+def update_app_password_hash(txn: Txn, app_password_id: int, hash: bytes) -> None:
+    """Replace the stored form; the password is the same."""
+    txn.write("UPDATE app_password SET hash = ? WHERE app_password_id = ?", (hash, app_password_id))
 
 
 def delete_app_password(txn: Txn, app_password_id: int) -> None:

@@ -7,15 +7,22 @@ microseconds that never goes back, so the window is a range of the primary key.
 What was deleted by age is remembered as the fact `events_deleted_through`: gaps in `seq` are
 normal, so only this tells a reader with an old cursor whether it missed anything.
 
+A host that was taken over from another program has that one's events with their old
+numbers, which are no times. They are all up to the fact `events_foreign_through`, and their age is
+that of the column `at`.
+
 Spec: event-stream#sequence-numbers (SYNC-10, SYNC-17, SYNC-22)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from pds.store.engine import MAX_BULK_ROWS, Txn
 
 DELETED_THROUGH: Final = "events_deleted_through"
+FOREIGN_THROUGH: Final = "events_foreign_through"
 
 CONTENT_KINDS: Final = ("commit", "sync")
 """Events that hand out content; they are not sent for accounts that are not active."""
@@ -117,26 +124,33 @@ def get_missed_through(txn: Txn, window_start: int) -> int:
     `window_start` is the oldest number of the window: what is stored before it counts as gone.
     """
     deleted = _get_deleted_through(txn)
-    row = txn.read_one("SELECT MAX(seq) FROM event WHERE seq < ?", (window_start,))
+    start = window_start
+    if foreign := _get_number(txn, FOREIGN_THROUGH):
+        row = txn.read_one(
+            "SELECT seq FROM event WHERE seq <= ? AND at >= ? ORDER BY seq LIMIT 1",
+            (foreign, window_start),
+        )
+        start = row[0] if row is not None else window_start
+    row = txn.read_one("SELECT MAX(seq) FROM event WHERE seq < ?", (start,))
     outside = row[0] if row is not None and row[0] is not None else 0
     return max(deleted, outside)
 
 
 def delete_events_before(txn: Txn, window_start: int, limit: int = MAX_BULK_ROWS) -> int:
     """Delete at most `limit` of the oldest events before `window_start`; return how many."""
-    rows = txn.read(
-        "SELECT seq FROM event WHERE seq < ? ORDER BY seq LIMIT ?", (window_start, limit)
+    found = txn.read(
+        "SELECT seq, at FROM event WHERE seq < ? ORDER BY seq LIMIT ?", (window_start, limit)
     )
+    foreign = _get_number(txn, FOREIGN_THROUGH) if found else 0
+    rows = [
+        (seq,) for seq, _ in takewhile(lambda row: row[0] > foreign or row[1] < window_start, found)
+    ]
     if not rows:
         return 0
     last = rows[-1][0]
     txn.write_many("DELETE FROM event WHERE seq = ?", rows)
     if last > _get_deleted_through(txn):
-        txn.write(
-            "INSERT INTO fact (name, value) VALUES (?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (DELETED_THROUGH, str(last).encode()),
-        )
+        _put_number(txn, DELETED_THROUGH, last)
     return len(rows)
 
 
@@ -163,6 +177,43 @@ def delete_superseded_events(txn: Txn, aid: int, *, limit: int = MAX_BULK_ROWS) 
     return len(rows)
 
 
+def insert_foreign_events(
+    txn: Txn, rows: Sequence[tuple[int, int, str, int, bytes]], *, through: int
+) -> None:
+    """Insert events `(seq, aid, kind, at, frame)` of another program, all up to `through`."""
+    _put_number(txn, FOREIGN_THROUGH, through)
+    txn.write_many(
+        "INSERT INTO event (seq, aid, kind, at, frame) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (seq) DO NOTHING",
+        rows,
+    )
+
+
+def note_missing_through(txn: Txn, seq: int) -> None:
+    """Note that nothing up to this number can be had here, as if it had been deleted by age."""
+    if seq > _get_deleted_through(txn):
+        _put_number(txn, DELETED_THROUGH, seq)
+
+
+def get_foreign_position(txn: Txn) -> int:
+    """Return the highest number of the events of another program that are here, 0 for none."""
+    through = _get_number(txn, FOREIGN_THROUGH)
+    row = txn.read_one("SELECT MAX(seq) FROM event WHERE seq <= ?", (through,))
+    return int(row[0]) if row is not None and row[0] is not None else 0
+
+
 def _get_deleted_through(txn: Txn) -> int:
-    row = txn.read_one("SELECT value FROM fact WHERE name = ?", (DELETED_THROUGH,))
+    return _get_number(txn, DELETED_THROUGH)
+
+
+def _get_number(txn: Txn, name: str) -> int:
+    row = txn.read_one("SELECT value FROM fact WHERE name = ?", (name,))
     return int(row[0]) if row is not None else 0
+
+
+def _put_number(txn: Txn, name: str, number: int) -> None:
+    txn.write(
+        "INSERT INTO fact (name, value) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        (name, str(number).encode()),
+    )

@@ -44,6 +44,11 @@ def delete_reserved_key(txn: Txn, did: str) -> None:
     txn.write("DELETE FROM reserved_key WHERE did = ?", (did,))
 
 
+def delete_reserved_did_key(txn: Txn, did_key: str) -> None:
+    """Drop the reservation of a key, whoever it is for."""
+    txn.write("DELETE FROM reserved_key WHERE did_key = ?", (did_key,))
+
+
 def count_reserved_keys(txn: Txn) -> int:
     """Return how many keys are reserved."""
     return int(txn.read("SELECT count(*) FROM reserved_key")[0][0])

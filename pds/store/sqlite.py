@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import apsw
 
@@ -137,13 +138,18 @@ class SqliteConnection(ReadConnection):
 
     damage: str | None = None
 
-    def __init__(self, path: Path, *, cache_bytes: int, writable: bool = False) -> None:
-        flags = apsw.SQLITE_OPEN_READONLY
+    def __init__(
+        self, path: Path, *, cache_bytes: int, writable: bool = False, untouched: bool = False
+    ) -> None:
+        """Open a file; `untouched` promises that nobody writes to it, and makes no lock or log."""
+        flags, name = apsw.SQLITE_OPEN_READONLY, str(path)
         if writable:
             flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
             _create_private(path)
+        elif untouched:
+            flags, name = flags | apsw.SQLITE_OPEN_URI, f"file:{quote(name)}?immutable=1"
         try:
-            self._raw = apsw.Connection(str(path), flags=flags, statementcachesize=STATEMENT_CACHE)
+            self._raw = apsw.Connection(name, flags=flags, statementcachesize=STATEMENT_CACHE)
             self._raw.set_busy_timeout(BUSY_TIMEOUT_MS)
             self._cursor = self._raw.cursor()
             if writable:
