@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from pds.errors import RequestError
 from pds.services.principal import Principal, PrincipalKind
-from pds.services.proxy import APPVIEW_ID, ProxiedAnswer, ProxiedCall
+from pds.services.proxy import ProxiedAnswer, ProxiedCall
 from pds.xrpc.access import Allows
 from pds.xrpc.auth import Auth
 from pds.xrpc.errors import invalid_request
@@ -39,7 +39,7 @@ PUSH: Final = ("app.bsky.notification.registerPush", "app.bsky.notification.unre
 async def get_preferences(call: Call) -> Answer:
     """Return the caller's private preferences, or those of an account to the moderation service."""
     principal = _principal(call)
-    is_elsewhere = _is_for_another_appview(call)
+    is_elsewhere = await _is_for_another_appview(call, principal)
     if principal.kind is PrincipalKind.MODERATOR:
         if is_elsewhere:
             raise invalid_request("Moderator requests cannot be proxied to other app views")
@@ -53,10 +53,11 @@ async def get_preferences(call: Call) -> Answer:
 @routes.method("app.bsky.actor.putPreferences", auth=Auth.SESSION)
 async def put_preferences(call: Call) -> Answer:
     """Replace the caller's private preferences."""
-    if _is_for_another_appview(call):
-        return await _pass_on(call, _principal(call), _with_body(call))
+    principal = _principal(call)
+    if await _is_for_another_appview(call, principal):
+        return await _pass_on(call, principal, _with_body(call))
     body = cast("dict[str, Any]", call.input)
-    await call.services.preferences.put(_principal(call), body["preferences"])
+    await call.services.preferences.put(principal, body["preferences"])
     return None
 
 
@@ -94,11 +95,18 @@ for _nsid in PUSH:
     routes.method(_nsid, auth=Auth.SESSION, allows=Allows.ACTIVE)(pass_push)
 
 
-def _is_for_another_appview(call: Call) -> bool:
-    """Whether the header names an AppView, while the one of the settings is another."""
+async def _is_for_another_appview(call: Call, principal: Principal) -> bool:
+    """Whether the header names a service, while the AppView of the settings is another.
+
+    The account's own AppView counts as ours: its preferences stay with the account.
+    """
     header = call.request.headers.get("atproto-proxy")
     ours = call.services.proxy.appview
-    return header is not None and ours is not None and header != f"{ours.did}#{APPVIEW_ID}"
+    if header is None or ours is None or header == ours.name:
+        return False
+    if principal.aid is None:
+        return True
+    return header != await call.services.appview_choices.get(principal.aid)
 
 
 async def _pass_on(call: Call, principal: Principal, proxied: ProxiedCall) -> Answer:

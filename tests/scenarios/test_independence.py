@@ -186,6 +186,11 @@ async def test_an_account_can_have_another_appview_or_none(stage: Stage) -> None
         assert view["displayName"] == "Second"
         assert second.asked[0].aud == other
         assert "displayName" not in await stage.view(PROFILE, stage.bob, actor=did)
+        # Its preferences stay here, whichever of the two is named.
+        named = {"atproto-proxy": f"{other}#bsky_appview"}
+        get = "app.bsky.actor.getPreferences"
+        assert (await stage.ask(get, headers=named))[:2] == (200, {"preferences": []})
+        assert second.calls(get) == []
         # A header overrules it for one call.
         header = {"atproto-proxy": f"{APPVIEW_DID}#bsky_appview"}
         _, view, _ = await stage.ask(PROFILE, params={"actor": did}, headers=header)

@@ -17,6 +17,7 @@ import pytest
 from pds.protocol.keys import make_signer
 from pds.protocol.service_auth import sign_service_token
 from pds.protocol.syntax import Did, Nsid
+from pds.services.app_views import FEED_TTL_S
 from tests.fakes.appview import APPVIEW_DID, running_appview
 from tests.support_appview import (
     AUTHOR_FEED,
@@ -277,6 +278,10 @@ async def test_a_feed_gets_a_token_for_its_generator(stage: Stage) -> None:
     lookups = stage.appview.calls("com.atproto.repo.getRecord")
     assert len(lookups) == 1
     assert "authorization" not in lookups[0].headers
+    views: Any = stage.host.server.services.app_views
+    views._monotonic = lambda: time.monotonic() + FEED_TTL_S
+    await stage.view(nsid, feed=feed)
+    assert len(stage.appview.calls("com.atproto.repo.getRecord")) == 2
     assert await stage.refused(nsid, feed=feed + "x") == (400, "UnknownFeed")
     assert await stage.refused(nsid, feed="at://did:web:feeds.example") == (400, "UnknownFeed")
     stage.appview.feeds[feed + "y"] = "no did"
