@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import pds
-from pds.app.app_views import build_views
+from pds.app.app_views import ViewServices, build_views
 from pds.app.foundation import Foundation
 from pds.app.identities import (
     IdentityServices,
@@ -106,7 +106,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
     common = _build_common(base, passwords, options)
     cache, sessions, repos = common.cache, common.sessions, common.repos
     identity = _build_identity_services(base, common)
-    views = build_views(base, cache=cache, catalog=common.catalog, tokens=common.service_tokens)
+    views = _build_views(base, common)
     blobs = Blobs(engine=engine, clock=clock, store=base.blobstore, settings=config.blobs)
     crawlers = _build_crawlers(base, common.firehose)
     exports = Exports(engine=engine, cache=repos.cache, settings=config.exports)
@@ -339,6 +339,12 @@ def _build_password_reset(base: Foundation, common: _Common) -> PasswordReset:
         passwords=common.passwords,
         tokens=common.mail_tokens,
         mails=common.mails,
+    )
+
+
+def _build_views(base: Foundation, common: _Common) -> ViewServices:
+    return build_views(
+        base, cache=common.cache, catalog=common.catalog, tokens=common.service_tokens
     )
 
 
