@@ -132,14 +132,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         sessions=sessions,
     )
     return Services(
-        account_email=AccountEmail(
-            engine=engine,
-            clock=clock,
-            accounts=cache,
-            tokens=common.mail_tokens,
-            mails=common.mails,
-            blocked_domains=config.mail.blocked_domains,
-        ),
+        account_email=_build_account_email(base, common),
         account_lifecycle=lifecycle,
         account_mails=common.mails,
         account_reports=AccountReports(engine=engine, identities=common.identities),
@@ -256,6 +249,17 @@ def _build_identity_services(base: Foundation, common: _Common) -> IdentityServi
         clock_id=_draw_clock_id(),
     )
     return build_identity_services(base, parts)
+
+
+def _build_account_email(base: Foundation, common: _Common) -> AccountEmail:
+    return AccountEmail(
+        engine=base.engine,
+        clock=base.clock,
+        accounts=common.cache,
+        tokens=common.mail_tokens,
+        mails=common.mails,
+        blocked_domains=base.config.mail.blocked_domains,
+    )
 
 
 def _build_lifecycle(base: Foundation, common: _Common) -> AccountLifecycle:
