@@ -45,6 +45,7 @@ class Request:
     fields: Fields | None = None
     answer: Answer = OK
     content: bytes | None = None
+    content_type: str = "image/png"
     of_caller: bool = False
 
 
@@ -139,6 +140,9 @@ REQUESTS: dict[str, Request] = {
     "com.atproto.repo.deleteRecord": Request(repo(rkey="3kaaaaaaaaa2b"), of_caller=True),
     "com.atproto.repo.describeRepo": Request(lambda named: {"repo": named.did}),
     "com.atproto.repo.getRecord": Request(path("repo")),
+    "com.atproto.repo.importRepo": Request(
+        None, BAD, content=b"no archive", content_type="application/vnd.ipld.car"
+    ),
     "com.atproto.repo.listMissingBlobs": Request(),
     "com.atproto.repo.listRecords": Request(repo()),
     "com.atproto.repo.putRecord": Request(

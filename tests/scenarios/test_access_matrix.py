@@ -132,7 +132,7 @@ class Town:
             options["params"] = fields
         elif request.content is not None:
             options["data"] = request.content
-            headers["Content-Type"] = "image/png"
+            headers["Content-Type"] = request.content_type
         elif fields is not None:
             options["data"] = json.dumps(fields).encode()
             headers["Content-Type"] = "application/json"
