@@ -111,6 +111,7 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
         "mail_codes.sweep", partial(_sweep_now, base, services.mail_tokens.sweep), every_s=HOUR_S
     )
     schedule.add("events.retention", retention.sweep, every_s=300)
+    schedule.add("crawlers.announce", services.crawlers.sweep, every_s=60)
     schedule.add("blobs.collect", services.blobs.collect, every_s=300)
     schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)
     schedule.add(

@@ -43,7 +43,7 @@ from pds.services.accounts import Accounts
 from pds.services.admin_auth import AdminAuth
 from pds.services.app_passwords import AppPasswords
 from pds.services.blobs import Blobs
-from pds.services.crawlers import Crawlers
+from pds.services.crawlers import CrawlClaims, Crawlers
 from pds.services.credentials import Credentials
 from pds.services.export import Exports
 from pds.services.firehose import Firehose, FirehoseSettings
@@ -306,6 +306,7 @@ def _build_crawlers(base: Foundation, firehose: Firehose) -> Crawlers:
         hostname=base.config.netloc,
         reader_count=lambda: firehose.reader_count,
         monotonic=base.time.boot_s,
+        claims=CrawlClaims(base.engine, base.time),
     )
 
 
