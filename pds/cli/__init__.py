@@ -24,6 +24,7 @@ from pds.cli import (
     invite,
     jobs,
     mail,
+    migrate,
     record,
     repo,
     routes,
@@ -61,6 +62,7 @@ commands.add_command(import_reference.import_reference)
 commands.add_command(invite.invite)
 commands.add_command(jobs.jobs)
 commands.add_command(mail.mail)
+commands.add_command(migrate.migrate)
 commands.add_command(record.record)
 commands.add_command(repo.repo)
 commands.add_command(routes.routes)

@@ -94,7 +94,7 @@ class Ordering:
         return answer
 
     async def _give(self, name: str, fields: Mapping[str, Any]) -> Answer:
-        async with connect_admin(load_config(file=self._file), actor=_whoami()) as admin:
+        async with connect_admin(load_config(file=self._file), actor=whoami()) as admin:
             return await admin.call(name, fields)
 
 
@@ -155,7 +155,8 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _whoami() -> str:
+def whoami() -> str:
+    """Return who gives the orders, for the audit trail."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # No name for this user id, as in some containers.

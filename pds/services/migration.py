@@ -368,6 +368,7 @@ class Migration:
     async def _open(self, move_id: int, given: Given, state: MoveState) -> dict[str, Json]:
         """Do the first step, which needs what is not stored, while its caller waits."""
         async with self._held(move_id) as work:
+            state.email = state.email or work.state.email
             work.state = state
             side = migration_in if work.direction is Direction.IN else migration_out
 

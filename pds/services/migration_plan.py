@@ -87,11 +87,16 @@ async def choose_handle(
 
 
 async def _old_domains(parts: MigrationParts, traveller: Traveller) -> list[str]:
+    """Which handles are the old host's; that must be known, or one that ends would be kept."""
     host = RemoteHost(parts.http, traveller.url)
     try:
         answer = await host.query("com.atproto.server.describeServer")
-    except RemoteError:
-        return []
+    except RemoteError as error:
+        raise MoveProblem(
+            Code.OTHER_HOST_UNREACHABLE,
+            f"{host.name} does not say what it is: {error}",
+            f"Try again when {host.name} is back; if it is gone for good, see pds rescue",
+        ) from error
     found = answer.get("availableUserDomains")
     domains = found if isinstance(found, list) else []
     return [domain.lower() for domain in domains if isinstance(domain, str) and len(domain) > 1]
