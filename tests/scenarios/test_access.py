@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from pds.app import METHOD_TABLES
-from pds.services.lexicons import load_catalog
+from pds.store.accounts import update_deactivation
 from pds.xrpc.server import Auth
 from tests.scenarios.conftest import Host
 from tests.support_client import XrpcError, sign_up
@@ -115,7 +115,7 @@ def test_every_method_has_the_level_that_is_written_here() -> None:
 
 async def _outcome(host: Host, nsid: str, did: str, authorization: str | None) -> tuple[int, str]:
     """Call a method with nothing but a credential; return status and error name."""
-    method = load_catalog().method(nsid)
+    method = host.server.services.catalog.method(nsid)
     assert method is not None
     params = {
         "did": did,
@@ -185,7 +185,7 @@ async def test_an_app_password_is_no_main_password(host: Host) -> None:
     )
     phone = host.client.with_token(login["accessJwt"])
     for nsid in (nsid for nsid, level in LEVELS.items() if level is Auth.FULL):
-        method = load_catalog().method(nsid)
+        method = host.server.services.catalog.method(nsid)
         is_query = method is not None and method.kind == "query"
         with pytest.raises(XrpcError) as caught:
             await (phone.get(nsid) if is_query else phone.post(nsid, {"name": "x"}))
@@ -202,3 +202,20 @@ async def test_the_operator_makes_invites(host: Host) -> None:
         headers={"Authorization": f"Basic {basic}"},
     )
     assert answer["code"]
+
+
+async def test_a_deactivated_account_is_refused_before_its_body_is_read(host: Host) -> None:
+    """(XRPC-24, XRPC-64) But not on the word of a memory that is older than the activation."""
+    alice = await sign_up(host.client, "alice.test")
+    await alice.client.post("com.atproto.server.deactivateAccount", {})
+    for nsid in ("com.atproto.repo.createRecord", "com.example.thing.act"):
+        with pytest.raises(XrpcError) as caught:
+            await alice.client.post(nsid, {"nothing": "that it takes"})
+        assert (caught.value.status, caught.value.name) == (401, "AccountDeactivated")
+    account = await host.server.services.accounts.lookup(alice.did)
+    assert account is not None
+    await host.server.engine.transact(  # As another node does, of which this one has not heard.
+        "test.activate",
+        lambda txn: update_deactivation(txn, account.aid, deactivated_at=None, delete_after=None),
+    )
+    await alice.post("back again")
