@@ -25,11 +25,13 @@ from typing import Any, Final, Self
 from pds.errors import ConfigError
 from pds.log import LogSettings
 from pds.net.dns import DnsClient, DnsSettings
+from pds.services.archives import ArchiveSettings
 from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
 from pds.services.limits import RateSettings, RequestLimits
 from pds.services.mail_transports import MailSettings
 from pds.services.migration_settings import MigrationSettings
+from pds.services.plc_watch import PlcWatchSettings
 from pds.services.settings import (
     FederationSettings,
     HostSettings,
@@ -184,6 +186,8 @@ class Config:
     )
     replication: ReplicationSettings = field(default_factory=ReplicationSettings)
     exports: SpoolSettings = field(default_factory=SpoolSettings)
+    archives: ArchiveSettings = field(default_factory=ArchiveSettings)
+    plc_watch: PlcWatchSettings = field(default_factory=PlcWatchSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)
     migration: MigrationSettings = field(default_factory=MigrationSettings)

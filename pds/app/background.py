@@ -112,6 +112,11 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     )
     schedule.add("events.retention", retention.sweep, every_s=300)
     schedule.add("crawlers.announce", services.crawlers.sweep, every_s=60)
+    keeping = services.keeping
+    schedule.add("identity.watch", keeping.plc_watch.sweep, every_s=60, first_after_s=60)
+    if keeping.archives.settings.directory is not None:
+        every_s = max(keeping.archives.settings.every_s, 60)
+        schedule.add("archives.write", keeping.archives.sweep, every_s=every_s, first_after_s=600)
     schedule.add("blobs.collect", services.blobs.collect, every_s=300)
     schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)
     schedule.add(

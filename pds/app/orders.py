@@ -25,6 +25,7 @@ from pds.net.http import HttpSettings, TrustedClient
 from pds.net.http_errors import StatusError
 from pds.net.xrpc_client import XrpcClient
 from pds.services.admin_api import AdminApi
+from pds.services.admin_keeping import LONG_ORDERS
 from pds.services.audit import CLI_PREFIX
 from pds.web.admin_api import ACTOR_HEADER
 from pds.web.admin_api import PREFIX as ORDERS_PATH
@@ -32,6 +33,8 @@ from pds.web.admin_api import PREFIX as ORDERS_PATH
 MAX_ANSWER_BYTES: Final = 64 << 20
 TIMEOUT_S: Final = 120.0
 """An order may wait for the PLC directory and for relays."""
+LONG_TIMEOUT_S: Final = 6 * 3600.0
+"""A large account on its way in or out; the order goes on if nobody waits for its answer."""
 ASK_TIMEOUT_S: Final = 3.0
 ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::", "*"})  # noqa: S104 - compared, not bound
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -62,8 +65,9 @@ class HttpAdmin:
         """Carry out one order over there."""
         url = f"{self._url}{ORDERS_PATH}{name}"
         try:
+            wait_s = LONG_TIMEOUT_S if name in LONG_ORDERS else TIMEOUT_S
             answer = await self._http.post_json(
-                url, dict(fields), headers=self._headers, timeout_s=TIMEOUT_S
+                url, dict(fields), headers=self._headers, timeout_s=wait_s
             )
         except StatusError as error:
             refusal, message = error.detail.get("error"), error.detail.get("message")

@@ -88,6 +88,10 @@ async def running_server(
                 metrics, config.listener.metrics_port, shared=options.shares_metrics_port
             )
         )
+        metrics.gauge(
+            "plc_foreign_operations",
+            "Operations of others on identities of ours that can still be taken back.",
+        ).set_function(lambda: services.keeping.plc_watch.open_alarms)
         xrpc = XrpcServer(
             services,
             METHOD_TABLES,

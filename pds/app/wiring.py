@@ -15,6 +15,7 @@ from pds.app.identities import (
     build_handle_policy,
     build_identity_services,
 )
+from pds.app.keeping import build_keeping
 from pds.app.mail import build_mails
 from pds.app.migration import MovingParts, build_migration
 from pds.app.moving import build_repo_imports
@@ -155,6 +156,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         identity_checks=identity.identity_checks,
         identity_journal=identity.identity_journal,
         invites=common.invites,
+        keeping=build_keeping(base, moving, common.mails),
         key_rotation=identity.key_rotation,
         lexicons=common.lexicons,
         limits=config.limits,

@@ -12,6 +12,7 @@ import click
 import pds
 from pds.cli import (
     account,
+    archive,
     audit,
     blob,
     blobs,
@@ -23,10 +24,12 @@ from pds.cli import (
     import_reference,
     invite,
     jobs,
+    key,
     mail,
     migrate,
     record,
     repo,
+    rescue,
     routes,
     serve,
 )
@@ -50,6 +53,7 @@ def version() -> None:
 
 
 commands.add_command(account.account)
+commands.add_command(archive.archive)
 commands.add_command(audit.audit)
 commands.add_command(blob.blob)
 commands.add_command(blobs.blobs)
@@ -61,10 +65,12 @@ commands.add_command(event.event)
 commands.add_command(import_reference.import_reference)
 commands.add_command(invite.invite)
 commands.add_command(jobs.jobs)
+commands.add_command(key.key)
 commands.add_command(mail.mail)
 commands.add_command(migrate.migrate)
 commands.add_command(record.record)
 commands.add_command(repo.repo)
+commands.add_command(rescue.rescue)
 commands.add_command(routes.routes)
 commands.add_command(serve.serve)
 

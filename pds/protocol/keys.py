@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pds.errors import ProtocolError
@@ -403,3 +404,32 @@ def _backend(curve: Curve, name: str | None) -> _Backend:
         if name is None or backend.name == name:
             return backend
     raise InvalidKey(f"no such back end for {curve}: {name}")
+
+
+class Cipher(Protocol):
+    """Authenticated encryption under one key (RFC 8439)."""
+
+    def seal(self, nonce: bytes, content: bytes) -> bytes:
+        """Return `content` encrypted; a 12-byte nonce must never be used twice."""
+
+    def unseal(self, nonce: bytes, sealed: bytes) -> bytes | None:
+        """Return the content, or None when these are not the bytes that were sealed."""
+
+
+def make_cipher(key: bytes) -> Cipher:
+    """Return ChaCha20-Poly1305 under a key of 32 bytes."""
+    return _ChaCha(ChaCha20Poly1305(key))
+
+
+class _ChaCha:
+    def __init__(self, cipher: ChaCha20Poly1305) -> None:
+        self._cipher = cipher
+
+    def seal(self, nonce: bytes, content: bytes) -> bytes:
+        return self._cipher.encrypt(nonce, content, None)
+
+    def unseal(self, nonce: bytes, sealed: bytes) -> bytes | None:
+        try:
+            return self._cipher.decrypt(nonce, sealed, None)
+        except InvalidTag:
+            return None

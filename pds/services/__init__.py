@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pds.services.identity_checks import IdentityChecks
     from pds.services.identity_journal import IdentityJournal
     from pds.services.invites import Invites
+    from pds.services.keeping import Keeping
     from pds.services.key_rotation import KeyRotation
     from pds.services.lexicon_resolution import Lexicons
     from pds.services.limits import RequestLimits
@@ -80,6 +81,7 @@ class Services:
     identity_checks: IdentityChecks
     identity_journal: IdentityJournal
     invites: Invites
+    keeping: Keeping
     key_rotation: KeyRotation
     lexicons: Lexicons
     limits: RequestLimits

@@ -252,6 +252,48 @@ class AccountCreation:
         if existing is not None:
             return await self._resume(existing, password, replay)
         document = await self._resolve_brought(did)
+        account, session = await self._insert_for(
+            claim, did, password, opening=self._sessions.prepare(), replay=replay
+        )
+        return await self._welcome(account, session, dict(document.source))
+
+    async def admit(self, request: AccountRequest) -> Account:
+        """Make the place for an identity without a token of it, and without a session.
+
+        Whoever calls this knows why: the operator wants it, and nothing but an operation on the
+        identity itself makes the account active. One that waits here already is returned as it is.
+
+        Raises: RequestError, as `create`. Spec: (ACC-1, ACC-21, ACC-24)
+        """
+        if not request.password:
+            raise RequestError("InvalidPassword", "Password is required")
+        check_new_password(request.password)
+        did = Did(request.did or "")
+        if not is_blessed_did(did, dev=self._settings.dev):
+            raise RequestError("UnresolvableDid", "DID method is not supported")
+        existing = await self._engine.read("account.existing", get_account_by_did, did)
+        if existing is not None:
+            if existing.status is not AccountStatus.DEACTIVATED:
+                raise account_exists()
+            return existing
+        claim = Claim(
+            did=did,
+            email=self._parse_email(request.email),
+            handle=self._handles.parse(request.handle),
+            invite_code=None,
+        )
+        account, _ = await self._shielded(self._insert_for(claim, did, request.password))
+        return account
+
+    async def _insert_for(
+        self,
+        claim: Claim,
+        did: Did,
+        password: str,
+        *,
+        opening: Opening | None = None,
+        replay: ReplayId | None = None,
+    ) -> tuple[Account, Session | None]:
         await self._check_brought_handle(claim.handle, did)
         await self._engine.read("account.check", check_claim, claim)
         now_us = self._clock.now_us()
@@ -264,13 +306,12 @@ class AccountCreation:
             key_entropy=secrets.token_bytes(KEY_ENTROPY_BYTES),
             rev=next_tid(None, now_us, secrets.randbelow(1024)),
             now_us=now_us,
-            opening=self._sessions.prepare(),
+            opening=opening,
             journal_id=None,
             is_active=False,
             replay=replay,
         )
-        account, session = await self._engine.transact("account.import", self._rows.insert, new)
-        return await self._welcome(account, session, dict(document.source))
+        return await self._engine.transact("account.import", self._rows.insert, new)
 
     async def _resume(
         self, account: Account, password: str, replay: ReplayId | None

@@ -176,6 +176,24 @@ class AccountMails:
         """Tell the old address that it is no longer the account's."""
         self._note("email_changed", before)
 
+    async def send_plc_alarm(
+        self, account: Account, *, to: str, cid: str, signer: str, accepted: str, deadline: str
+    ) -> None:
+        """Tell somebody that an identity was changed from elsewhere. Raises: RemoteError."""
+        if not self._mailer.delivers:
+            raise RequestError("InvalidRequest", "This server sends no mail")
+        mail = self._texts.write(
+            "plc_alarm",
+            to=to,
+            handle=account.handle or PLACEHOLDER_HANDLE,
+            did=account.did,
+            operation=cid,
+            signer=signer,
+            accepted=accepted,
+            deadline=deadline,
+        )
+        await self._mailer.send(mail, now_us=self._clock.now_us())
+
     async def send_moderation(self, account: Account, *, subject: str, content: str) -> None:
         """Mail what a moderator wrote, as HTML or plain text.
 

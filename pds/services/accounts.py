@@ -22,7 +22,7 @@ class Accounts:
         self, *, cache: AccountCache, creation: AccountCreation, journal: AccountJournal
     ) -> None:
         self.cache = cache
-        self._creation = creation
+        self.creation = creation
         self._journal = journal
 
     async def lookup(self, did_or_handle: str) -> Account | None:
@@ -38,7 +38,7 @@ class Accounts:
         self, request: AccountRequest, principal: Principal | None = None
     ) -> SessionView:
         """Open an account and a session; see `AccountCreation.create`."""
-        return await self._creation.create(request, principal)
+        return await self.creation.create(request, principal)
 
     async def settle_handle(self, handle: Handle) -> None:
         """Settle a sign-up that was cut short under a handle, if nobody works on it."""
@@ -50,4 +50,4 @@ class Accounts:
 
     async def close(self) -> None:
         """Wait for accounts that are being opened."""
-        await self._creation.close()
+        await self.creation.close()

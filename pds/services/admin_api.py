@@ -13,16 +13,17 @@ Accounts are named by DID or handle. What needs an account and finds none answer
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 from pds.errors import ProtocolError, RequestError
 from pds.protocol.cid import Cid, parse_cid
 from pds.protocol.data import Json
-from pds.protocol.syntax import Did, parse_at_uri
+from pds.protocol.syntax import parse_at_uri
 from pds.services import admin_lists
 from pds.services.admin_accounts import AccountInfo, account_view, invite_view
+from pds.services.admin_keeping import KEEPING_ACTS
+from pds.services.admin_orders import Act, Asked, Fields
 from pds.services.audit import Order, audit_view
 from pds.services.migration_orders import MOVE_ACTS
 from pds.services.moderation import (
@@ -38,66 +39,6 @@ if TYPE_CHECKING:
     from pds.services import Services
 
 DEFAULT_LIMIT: Final = 50
-
-
-class Fields:
-    """The input of a call, read by name and type. Raises: RequestError `InvalidRequest`."""
-
-    def __init__(self, values: Mapping[str, Json]) -> None:
-        self._values = values
-
-    def text(self, name: str) -> str:
-        """Return a text that must be there."""
-        value = self.maybe_text(name)
-        if value is None:
-            raise RequestError("InvalidRequest", f"{name} is missing")
-        return value
-
-    def maybe_text(self, name: str) -> str | None:
-        """Return a text, if there is one."""
-        value: str | None = self._get(name, str)
-        return value
-
-    def number(self, name: str, default: int) -> int:
-        """Return an integer."""
-        value: int | None = self._get(name, int)
-        return default if value is None else value
-
-    def flag(self, name: str) -> bool:
-        """Return a yes or no; no by default."""
-        return self._get(name, bool) is True
-
-    def texts(self, name: str) -> list[str]:
-        """Return a list of texts."""
-        values: list[Any] = self._get(name, list) or []
-        if not all(isinstance(value, str) for value in values):
-            raise RequestError("InvalidRequest", f"{name} must be a list of texts")
-        return values
-
-    def _get(self, name: str, kind: type[Any]) -> Any:
-        value = self._values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise RequestError("InvalidRequest", f"{name} must be of type {kind.__name__}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One call: what to do it with, what was told, and on whose order."""
-
-    services: Services
-    fields: Fields
-    order: Order
-
-    async def did(self) -> Did:
-        """Return the DID of the account that the field `account` names."""
-        name = self.fields.text("account").removeprefix("@")
-        account = await self.services.accounts.lookup(name)
-        if account is None:
-            raise subject_not_found()
-        return account.did
 
 
 class AdminApi:
@@ -117,9 +58,6 @@ class AdminApi:
         fields = Fields(values)
         order = Order(actor, fields.maybe_text("note"), fields.flag("dryRun"))
         return await act(Asked(self._services, fields, order))
-
-
-Act = Callable[[Asked], Awaitable[dict[str, Json]]]
 
 
 # Accounts
@@ -411,6 +349,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "event.request-crawl": _request_crawl,
     "audit.list": _list_audit,
     **MOVE_ACTS,
+    **KEEPING_ACTS,
 }
 """Every order by its name."""
 

@@ -54,6 +54,7 @@ from pds.store.journal import (
     update_journal,
 )
 from pds.store.keystore import Keystore
+from pds.store.plc_watch import note_passed_on
 from pds.store.repos import get_account_repo, update_head
 from pds.store.reserved_handles import HANDLE_KIND, is_handle_reserved
 from pds.store.reserved_keys import delete_reserved_key, get_reserved_key
@@ -245,6 +246,8 @@ class ActRows:
                 now_us=now_us,
             )
             act = replace(act, key_id=key_id, new_key=None)
+        if act.operation is not None:
+            note_passed_on(txn, act.aid, act.operation.cid, now_us=now_us)
         if act.handle is not None:
             insert_journal(
                 txn, kind=HANDLE_KIND, subject=act.handle, state=act.did.encode(), now_us=now_us

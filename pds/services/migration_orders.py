@@ -18,7 +18,7 @@ from pds.services.migration import MoveInRequest, MoveOutRequest
 from pds.services.migration_work import Given
 
 if TYPE_CHECKING:
-    from pds.services.admin_api import Asked, Fields
+    from pds.services.admin_orders import Asked, Fields
 
 Act = Callable[["Asked"], Awaitable[dict[str, Json]]]
 DEFAULT_LIMIT: Final = 50

@@ -24,6 +24,8 @@ ACCOUNT_TABLES: Final = (
     "mail_token",
     "account_choice",
     "record_takedown",
+    "plc_watch",
+    "plc_operation",
     "signing_key",
     "data_key",
 )

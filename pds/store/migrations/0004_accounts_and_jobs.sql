@@ -132,6 +132,7 @@ CREATE INDEX move_switched_at ON move (switched_at) WHERE switched_at IS NOT NUL
 -- durable: how far the PLC log of each account was read, times in unix microseconds.
 CREATE TABLE plc_watch (
   aid {int} PRIMARY KEY,
+  last_cid {key} NOT NULL,
   seen_at {int} NOT NULL,
   looked_at {int} NOT NULL
 );

@@ -1,0 +1,195 @@
+"""`pds rescue`: an account comes here without its old host, or an identity is taken back.
+
+Both need a rotation key of the owner's in the end (see `pds key create`). It is read by this
+command from the kit or as words, signs one operation in this process, and goes nowhere.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pds.cli.archive import FILE, PASSPHRASE_FILE, passphrase_of, read_password
+from pds.cli.orders import Answer, Ordering, order_options, show_fields
+from pds.cli.recovery_kit import read_signer
+from pds.protocol.keys import Signer
+from pds.protocol.plc import sign_operation
+
+KIT = click.option(
+    "--kit", type=FILE, help="Kit of the recovery key; its words are asked for when left out."
+)
+
+
+@click.group()
+def rescue() -> None:
+    """Accounts whose host is dead or hostile, and identities that somebody else has changed."""
+
+
+@rescue.command()
+@click.argument("did", required=False)
+@click.option("--archive", type=FILE, help="Archive of the account (`pds archive create`).")
+@click.option("--repo", help="CAR of the repo: a file, or a URL; instead of an archive.")
+@click.option("--blobs", help="Folder with blobs, or the URL of a PDS that has them.")
+@click.option("--from", "source", help="URL of a PDS to take repo and blobs from.")
+@click.option("--handle", required=True, help="Handle that the account shall have here.")
+@click.option("--email", required=True, help="Mail address of its holder.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.option("--keep-key", "keep", multiple=True, help="did:key of a further key of the owner's.")
+@click.option("--yes", is_flag=True, help="Do not ask before the identity is changed.")
+@KIT
+@PASSPHRASE_FILE
+@order_options()
+def start(
+    did: str | None,
+    *,
+    archive: Path | None,
+    repo: str | None,
+    blobs: str | None,
+    source: str | None,
+    handle: str,
+    email: str,
+    password_stdin: bool,
+    keep: tuple[str, ...],
+    yes: bool,
+    kit: Path | None,
+    passphrase_file: Path | None,
+    **options: Any,
+) -> None:
+    """Bring an account here with the owner's recovery key; its old host is not asked.
+
+    The account comes from an archive, or from a CAR and a folder of blobs, or from another PDS. All
+    of it is verified against the PLC log of the identity. Then the identity is changed so that it
+    names this host, keys of the old host go out of it, and the account is active. Run it again when
+    something was in the way.
+    """
+    if source is not None:
+        repo = repo or f"{source.rstrip('/')}/xrpc/com.atproto.sync.getRepo?did={did}"
+        blobs = blobs or source
+    if archive is None and (repo is None or did is None):
+        raise click.UsageError("name an --archive, or the DID of the account with --repo or --from")
+    password = read_password(from_stdin=password_stdin)
+    signer = read_signer(kit)
+    prepared = Ordering({**options, "as_json": False}).give(
+        "rescue.prepare",
+        _show_prepared,
+        did=did,
+        archive=None if archive is None else str(archive.absolute()),
+        passphrase=None if archive is None else passphrase_of(archive, passphrase_file),
+        repo=_located(repo),
+        blobs=_located(blobs),
+        handle=handle,
+        email=email,
+        password=password,
+        key=signer.public_key.did_key,
+        furtherKeys=list(keep) or None,
+    )
+    if not yes:
+        click.confirm("Change the identity now?", default=True, abort=True, err=True)
+    Ordering(options).give(
+        "rescue.finish",
+        show_fields,
+        did=prepared["did"],
+        operation=_sign(prepared["operation"], signer),
+    )
+
+
+@rescue.command()
+@click.argument("account")
+@order_options()
+def look(account: str, **options: Any) -> None:
+    """Look at the PLC log of ACCOUNT now, and show operations of others in the last 72 hours."""
+    Ordering(options).give("rescue.look", _show_foreign, account=account)
+
+
+@rescue.command()
+@click.argument("account")
+@click.option("--operation", help="CID of the operation; the oldest foreign one when left out.")
+@click.option("--with-key", is_flag=True, help="Sign with the owner's recovery key, not ours.")
+@click.option("--yes", is_flag=True, help="Do not ask before the identity is changed.")
+@KIT
+@order_options(changes=True)
+def countermand(
+    account: str,
+    operation: str | None,
+    *,
+    with_key: bool,
+    yes: bool,
+    kit: Path | None,
+    **options: Any,
+) -> None:
+    """Take back what somebody else has done to the identity of ACCOUNT in the last 72 hours.
+
+    The server signs, if its key stands above the one that was used; otherwise the owner's recovery
+    key has to. Everything that came after that operation is undone with it.
+    """
+    ordering = Ordering(options)
+    quiet = Ordering({**options, "as_json": False, "dry_run": False})
+    if operation is None:
+        quiet.give("rescue.look", lambda _answer: None, account=account)
+    plan = quiet.give("rescue.plan-countermand", _show_plan, account=account, operation=operation)
+    needs_owner = plan["obstacle"] is not None
+    if needs_owner and not plan["signWith"]:
+        raise click.ClickException(
+            f"Nobody can take it back: {plan['signedBy']}, which signed it, was the first rotation"
+            " key. Only its holder has a say now."
+        )
+    signed = None
+    if with_key or kit is not None or (needs_owner and not ordering.is_dry):
+        click.echo("The owner's recovery key is needed.", err=True)
+        signed = _sign(plan["operation"], read_signer(kit))
+    elif needs_owner:
+        return
+    if not yes and not ordering.is_dry:
+        click.confirm("Take it back now?", default=True, abort=True, err=True)
+    ordering.give(
+        "rescue.countermand",
+        _show_done,
+        account=account,
+        operation=plan["undone"][0],
+        signed=signed,
+    )
+
+
+def _sign(fields: dict[str, Any], signer: Signer) -> dict[str, Any]:
+    return sign_operation(fields, signer).to_json()
+
+
+def _located(source: str | None) -> str | None:
+    """Make a path one that the server understands; URLs stay."""
+    if source is None or source.startswith(("https://", "http://")):
+        return source
+    return str(Path(source).absolute())
+
+
+def _show_prepared(answer: Answer) -> None:
+    click.echo(f"{answer['did']} is here as @{answer['handle']}, not active yet.", err=True)
+    if answer["missingBlobs"]:
+        click.echo(f"{answer['missingBlobs']} blobs are missing; they can come later.", err=True)
+    for cid in answer["undone"]:
+        click.echo(f"This undoes the operation {cid}.", err=True)
+    for key in answer["droppedKeys"]:
+        click.echo(f"This removes the rotation key {key}.", err=True)
+
+
+def _show_plan(answer: Answer) -> None:
+    click.echo(f"Signed with {answer['signedBy']}; can be taken back until {answer['deadline']}.")
+    for cid in answer["undone"]:
+        click.echo(f"would undo  {cid}")
+    if answer["obstacle"] is not None:
+        click.echo(f"This server cannot: {answer['obstacle']}.")
+        for key in answer["signWith"]:
+            click.echo(f"can         {key}")
+
+
+def _show_done(answer: Answer) -> None:
+    click.echo(f"{answer['did']}: {len(answer['undone'])} operations taken back.")
+
+
+def _show_foreign(answer: Answer) -> None:
+    for found in answer["operations"]:
+        click.echo(
+            f"{found['operation']}  {found['acceptedAt']}  signed with {found['signer']},"
+            f" can be taken back until {found['deadline']}"
+        )
+    if not answer["operations"]:
+        click.echo(f"{answer['did']}: nothing of others in the last 72 hours.")

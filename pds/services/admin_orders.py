@@ -1,0 +1,89 @@
+"""What every order of an operator is made of: its input by name and type, and who has given it.
+
+The orders themselves are in `admin_api` and, those about keeping and rescuing accounts, in
+`admin_keeping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pds.errors import RequestError
+from pds.protocol.data import Json
+from pds.protocol.syntax import Did
+from pds.services.audit import Order
+from pds.services.moderation import subject_not_found
+
+if TYPE_CHECKING:
+    from pds.services import Services
+
+
+class Fields:
+    """The input of a call, read by name and type. Raises: RequestError `InvalidRequest`."""
+
+    def __init__(self, values: Mapping[str, Json]) -> None:
+        self._values = values
+
+    def text(self, name: str) -> str:
+        """Return a text that must be there."""
+        value = self.maybe_text(name)
+        if value is None:
+            raise RequestError("InvalidRequest", f"{name} is missing")
+        return value
+
+    def maybe_text(self, name: str) -> str | None:
+        """Return a text, if there is one."""
+        value: str | None = self._get(name, str)
+        return value
+
+    def number(self, name: str, default: int) -> int:
+        """Return an integer."""
+        value: int | None = self._get(name, int)
+        return default if value is None else value
+
+    def flag(self, name: str) -> bool:
+        """Return a yes or no; no by default."""
+        return self._get(name, bool) is True
+
+    def maybe_object(self, name: str) -> dict[str, Json] | None:
+        """Return an object, if there is one."""
+        value: dict[str, Json] | None = self._get(name, dict)
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """Return a list of texts."""
+        values: list[Any] = self._get(name, list) or []
+        if not all(isinstance(value, str) for value in values):
+            raise RequestError("InvalidRequest", f"{name} must be a list of texts")
+        return values
+
+    def _get(self, name: str, kind: type[Any]) -> Any:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RequestError("InvalidRequest", f"{name} must be of type {kind.__name__}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call: what to do it with, what was told, and on whose order."""
+
+    services: Services
+    fields: Fields
+    order: Order
+
+    async def did(self) -> Did:
+        """Return the DID of the account that the field `account` names."""
+        name = self.fields.text("account").removeprefix("@")
+        account = await self.services.accounts.lookup(name)
+        if account is None:
+            raise subject_not_found()
+        return account.did
+
+
+Act = Callable[[Asked], Awaitable[dict[str, Json]]]
+"""Carries out one order."""
