@@ -8,12 +8,10 @@ import pytest
 
 from pds.protocol import cbor
 from pds.protocol.car import encode_car, encode_car_header, encode_varint
-from pds.protocol.car_index import CarIndex
 from pds.protocol.cid import Cid
 from pds.protocol.commit import sign_commit
 from pds.protocol.keys import make_signer
 from pds.protocol.mst.node import EMPTY_NODE, MAX_ENTRIES, key_depth, make_node
-from pds.protocol.mst.tree import MissingBlock
 from pds.protocol.syntax import Did
 from pds.protocol.tid import encode_tid
 from pds.services.import_check import (
@@ -24,7 +22,7 @@ from pds.services.import_check import (
     read_batches,
 )
 from pds.services.import_process import check_apart
-from tests.support_repo import ForeignRepo, make_repo
+from tests.support_repo import make_repo
 
 ALICE = "did:plc:aliceaaaaaaaaaaaaaaaaaaa"
 BOB = "did:plc:bobbbbbbbbbbbbbbbbbbbbbb"
@@ -370,30 +368,6 @@ async def test_a_process_of_its_own_finds_the_same() -> None:
         finally:
             for file in files:
                 os.close(file)
-
-
-def test_the_index_of_a_car_finds_every_block() -> None:
-    """Many blocks, a table that is nearly full, entries over the borders of what is read."""
-    blocks = [bytes([n % 251]) * (n % 700) + n.to_bytes(4) for n in range(5000)]
-    blocks += [bytes(1_500_000), b"x" * 1_048_500]
-    cids = [Cid.of_data(block) for block in blocks]
-    content = encode_car((cids[0],), zip(cids, blocks, strict=True))
-    index = CarIndex(lambda size, at: content[at : at + size], max_blocks=len(blocks))
-    assert index.entries == len(blocks)
-    assert index.roots == (cids[0],)
-    assert all(index.get(cid) == block for cid, block in zip(cids, blocks, strict=True))
-    with pytest.raises(MissingBlock):
-        index.get(Cid.of_data(b"not there"))
-
-
-def test_blocks_with_an_unknown_hash_are_as_if_not_there() -> None:
-    """(REPO-42)"""
-    unknown = Cid(bytes([1, 0x71, 0x1E, 4, 1, 2, 3, 4]))  # blake3, four bytes of it
-    content = encode_car((REPO.root,), [(unknown, b"anything"), *REPO.blocks.items()])
-    index = CarIndex(lambda size, at: content[at : at + size], max_blocks=10_000)
-    with pytest.raises(MissingBlock):
-        index.get(unknown)
-    assert index.get(REPO.root) == REPO.blocks[REPO.root]
 
 
 def _key_of_depth(depth: int) -> bytes:
