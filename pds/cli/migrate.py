@@ -42,7 +42,7 @@ def migrate() -> None:
 @click.argument("account", required=False)
 @click.option("--csv", "table", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="With --csv.")
-@click.option("--ask-codes", is_flag=True, help="With --csv: have codes mailed to who needs one.")
+@click.option("--ask-code", is_flag=True, help="Have the old host mail the code, and end.")
 @click.option("--handle", help="Handle of the account here; kept where it can be.")
 @click.option("--email", help="Address of the account here; as before when left out.")
 @click.option("--invite-code", help="One is made when it is needed and left out.")
@@ -71,7 +71,7 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
         rows = read_rows(table)
         return _run(
             options,
-            lambda admin: run_bulk(admin, rows, report, asks_codes=options["ask_codes"]),
+            lambda admin: run_bulk(admin, rows, report, asks_codes=options["ask_code"]),
         )
     return _run(options, lambda admin: _Talk(admin, options).move_in(str(account)))
 
@@ -304,11 +304,13 @@ class _Talk:
         if self._plc_token is not None:
             code, self._plc_token = self._plc_token, None
             return code
-        if not sys.stdin.isatty() or move["direction"] != "in":
+        if move["direction"] != "in" or not (sys.stdin.isatty() or self._options["ask_code"]):
             return None
         self._end_line()
         click.echo(f"{problem['message']}.", err=True)
         await self._admin.call("move.go-on", {"account": move["did"], "requestsToken": True})
+        if not sys.stdin.isatty():
+            return None
         answer = await asyncio.to_thread(
             click.prompt, "Code from the mail (empty: later)", default="", show_default=False,
             err=True,
