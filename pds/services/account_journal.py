@@ -117,6 +117,8 @@ class AccountJournal:
         self._rotation_signer = rotation_signer
         self._settings = settings or JournalSettings()
         self._under_way: set[int] = set()
+        self._reserving = 0
+        """Acts whose row may be there already, while its id is not yet known here."""
         self._has_recovered = False
 
     # The act itself
@@ -126,10 +128,14 @@ class AccountJournal:
 
         Raises: RequestError when something that it claims is not free.
         """
-        journal_id = await self._engine.transact(
-            "account.reserve", _reserve, draft, self._clock.now_us()
-        )
-        self._under_way.add(journal_id)
+        self._reserving += 1
+        try:
+            journal_id = await self._engine.transact(
+                "account.reserve", _reserve, draft, self._clock.now_us()
+            )
+            self._under_way.add(journal_id)
+        finally:
+            self._reserving -= 1
         return journal_id
 
     async def settle_handle(self, handle: Handle) -> None:
@@ -224,12 +230,16 @@ class AccountJournal:
         if now is None:
             now = self._settings.exclusive and not self._has_recovered
         outcome = dict.fromkeys(Settled, 0)
-        for row in await self._engine.read("account.journal", list_journal, JOURNAL_KIND):
+        rows = await self._engine.read("account.journal", list_journal, JOURNAL_KIND)
+        if self._reserving:
+            now = False
+        else:
+            self._has_recovered = True
+        for row in rows:
             settled = Settled.WAITING
             if row.journal_id not in self._under_way and (now or self._is_due(row)):
                 settled = await self.settle(row)
             outcome[settled] += 1
-        self._has_recovered = True
         return outcome
 
     async def settle(self, row: JournalRow) -> Settled:

@@ -273,3 +273,21 @@ async def test_journal_holds_no_secret_in_the_clear(host: CreationHost) -> None:
 
     for form in (secret, secret.hex().encode(), base64.b64encode(secret), PASSWORD.encode()):
         assert form not in state
+
+
+async def test_recovery_leaves_a_sign_up_alone_whose_row_was_just_written(
+    host: CreationHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is there before the act knows its number; both are in one process."""
+    journal = host.accounts._journal
+    transact = journal._engine.transact
+
+    async def interrupted(label: str, *args: object, **more: object) -> object:
+        answer = await transact(label, *args, **more)  # type: ignore[arg-type]
+        if label == "account.reserve":
+            assert (await host.accounts.recover(now=True))[Settled.WAITING] == 1
+        return answer
+
+    monkeypatch.setattr(journal._engine, "transact", interrupted)
+    await host.accounts.create(host.request())
+    await assert_whole(host)
