@@ -9,6 +9,7 @@ Spec: (ACC-20, ACC-40, ACC-41, ACC-50..ACC-59, ID-69, ID-70, REPO-92, XRPC-86)
 
 import asyncio
 import io
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from tests.fakes.plc import running_plc
 from tests.independent import Follower, RepoState, check_export, cid_text, read_car, root_of
 from tests.interop.reference import running_reference
 from tests.interop.side_by_side import CODE
+from tests.interop.test_node_clients import run
 from tests.interop.test_reference import mail_server
 from tests.support_client import Client, Person, sign_up
 from tests.support_process import ServerProcess
@@ -243,8 +245,8 @@ async def signing_key(world: World, did: str) -> str:
     return key
 
 
-async def check_events(home: Home, person: Person, did_key: str) -> None:
-    """Write once more, and hold what the host announces against a strict consumer."""
+async def check_events(world: World, home: Home, person: Person, did_key: str) -> None:
+    """Write once more, and hold what the host announces against two strict consumers."""
     car = await person.client.get("com.atproto.sync.getRepo", did=person.did)
     roots, blocks = read_car(car)
     commit = libipld.decode_dag_cbor(blocks[roots[0]])
@@ -254,6 +256,7 @@ async def check_events(home: Home, person: Person, did_key: str) -> None:
     follower = Follower({person.did: did_key})
     follower.repos[person.did] = RepoState(records, commit["data"], commit["rev"])
     kinds = []
+    seq = 0
     url = f"{home.url}/xrpc/com.atproto.sync.subscribeRepos"
     async with (
         asyncio.timeout(10),
@@ -264,7 +267,13 @@ async def check_events(home: Home, person: Person, did_key: str) -> None:
             _, payload = libipld.decode_dag_cbor_multi(frame)
             if person.did in (payload.get("did"), payload.get("repo")):
                 kinds.append(follower.take(frame)[0])
+                seq = payload["seq"]
     assert kinds[-4:] == ["#account", "#identity", "#sync", "#commit"]
+    address = home.url.replace("http", "ws", 1)
+    lines = (await run("firehose.mjs", address, world.plc_url, "0", str(seq))).splitlines()
+    events = [event for line in lines if (event := json.loads(line))["did"] == person.did]
+    assert [event["kind"] for event in events][-4:] == ["account", "identity", "sync", "create"]
+    assert events[-4]["active"]
 
 
 @pytest.mark.timeout(180)
@@ -282,7 +291,7 @@ async def from_the_reference_to_ours_and_on(world: World) -> None:
     at_ours = await migrate(world, at_old, world.reference, world.ours, "mover-a.test")
     key = await signing_key(world, at_ours.did)
     assert await belongings(at_ours, key) == before
-    await check_events(world.ours, at_ours, key)
+    await check_events(world, world.ours, at_ours, key)
     data = await world.plc_data(at_ours.did)
     assert data["rotationKeys"][0] == OWN_KEY
     assert data["services"]["atproto_pds"]["endpoint"] == world.ours.url
@@ -291,7 +300,7 @@ async def from_the_reference_to_ours_and_on(world: World) -> None:
     at_other = await migrate(world, at_ours, world.ours, world.other, "mover-b.test")
     key = await signing_key(world, at_other.did)
     assert await belongings(at_other, key) == before
-    await check_events(world.other, at_other, key)
+    await check_events(world, world.other, at_other, key)
     data = await world.plc_data(at_other.did)
     assert data["rotationKeys"][0] == OWN_KEY
     assert data["services"]["atproto_pds"]["endpoint"] == world.other.url

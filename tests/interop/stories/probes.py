@@ -13,7 +13,7 @@ METHODS: Final = {
     "com.atproto.identity": "getRecommendedDidCredentials requestPlcOperationSignature "
     "resolveHandle signPlcOperation submitPlcOperation updateHandle",
     "com.atproto.moderation": "createReport",
-    "com.atproto.repo": "applyWrites createRecord deleteRecord describeRepo getRecord "
+    "com.atproto.repo": "applyWrites createRecord deleteRecord describeRepo getRecord importRepo "
     "listMissingBlobs listRecords putRecord uploadBlob",
     "com.atproto.server": "activateAccount checkAccountStatus confirmEmail createAccount "
     "createAppPassword createInviteCode createInviteCodes createSession deactivateAccount "
