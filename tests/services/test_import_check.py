@@ -1,11 +1,13 @@
 """Judging a repo that somebody wants to import: the good comes out in rows, the bad is refused."""
 
 import os
+import sys
 import tempfile
 from dataclasses import replace
 
 import pytest
 
+from pds.errors import Unavailable
 from pds.protocol import cbor
 from pds.protocol.car import encode_car, encode_car_header, encode_varint
 from pds.protocol.cid import Cid
@@ -368,6 +370,41 @@ async def test_a_process_of_its_own_finds_the_same() -> None:
         finally:
             for file in files:
                 os.close(file)
+
+
+@pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false", "/bin/echo"])
+async def test_a_process_that_fails_is_no_refusal(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    job, files = job_of(REPO.car())
+    try:
+        with pytest.raises(Unavailable):
+            await check_apart(job)
+    finally:
+        for file in files:
+            os.close(file)
+
+
+async def test_a_full_disk_is_no_refusal() -> None:
+    job, files = job_of(REPO.car())
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(Unavailable, match="No space left"):
+            await check_apart(replace(job, output=full))
+    finally:
+        for file in (*files, full):
+            os.close(file)
+
+
+async def test_a_check_without_end_is_ended() -> None:
+    job, files = job_of(REPO.car())
+    try:
+        with pytest.raises(InvalidImport, match="too long"):
+            await check_apart(job, time_limit_s=0.0)
+    finally:
+        for file in files:
+            os.close(file)
 
 
 def _key_of_depth(depth: int) -> bytes:
