@@ -30,6 +30,7 @@ from pds.services.identity_store import SavedIdentities
 from pds.store.base import ThreadedEngine
 from pds.store.clock import CheckedClock
 from pds.store.keystore import Keystore, knows_master_key, load_master_key, parse_master_key
+from pds.store.takeover import check_takeover
 
 MASTER_KEY_FILE: Final = "master-key"
 ASK_TIMEOUT_S: Final = 3.0
@@ -95,6 +96,7 @@ async def lay_foundation(
     is_new = not await engine.read("keys.known", knows_master_key)
     keystore = open_keystore(config, is_new=is_new)
     await engine.transact("keys.check", keystore.check_master_key)
+    await engine.read("takeover.check", check_takeover)
     blobstore = await open_blobstore(config, stack, is_alone=not config.data.is_shared)
     dates.urls = _reference_urls(config)
     resolver = _build_resolver(config, plc, guarded, SavedIdentities(engine), time)

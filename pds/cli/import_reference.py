@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import click
 from rich.console import Console
@@ -14,11 +15,11 @@ from rich.table import Table
 
 from pds.app.reference_import import check_reference_host, opened_reference_import
 from pds.config import Config, load_config
-from pds.services.reference_import import AlreadyTaken, ImportReport, Outcome, Tell
+from pds.services.reference_import import AlreadyTaken, ImportReport, Tell
 from pds.services.reference_import import Progress as Advance
-from pds.services.reference_import_account import AccountReport
+from pds.services.reference_import_account import AccountReport, Outcome
 
-SHOWN_BLOBS = 5
+SHOWN_BLOBS: Final = 5
 
 
 @click.command("import-reference")

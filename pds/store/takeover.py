@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pds.errors import ConfigError
 from pds.protocol.cid import Cid
 from pds.protocol.repo import Head
 from pds.protocol.syntax import Tid
@@ -162,6 +163,19 @@ def get_takeover(txn: Txn) -> dict[str, Any] | None:
         return None
     noted: dict[str, Any] = json.loads(row[0])
     return noted
+
+
+def check_takeover(txn: Txn) -> None:
+    """Refuse to serve a host of which a part is still missing: relays would believe it gone.
+
+    Raises: ConfigError.
+    """
+    noted = get_takeover(txn)
+    if noted is not None and "completed_at" not in noted:
+        raise ConfigError(
+            f"this host has not taken over all of {noted['service_did']} yet: run"
+            " `pds import-reference` again, until it says that it is complete"
+        )
 
 
 def put_takeover(txn: Txn, noted: Mapping[str, Any]) -> None:
