@@ -281,7 +281,7 @@ class Proxy:
         Raises: RequestError 400 for a header that names nobody; NoService; UpstreamError 502 if it
         could not be found out.
         """
-        if header is not None:
+        if header:
             return await self.find_named(header)
         if self._choices is None or aid is None or _service_of(nsid) != APPVIEW_ID:
             return self._default_target(nsid)

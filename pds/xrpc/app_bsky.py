@@ -102,7 +102,7 @@ async def _is_for_another_appview(call: Call, principal: Principal) -> bool:
     """
     header = call.request.headers.get("atproto-proxy")
     ours = call.services.proxy.appview
-    if header is None or ours is None or header == ours.name:
+    if not header or ours is None or header == ours.name:
         return False
     if principal.aid is None:
         return True

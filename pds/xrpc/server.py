@@ -371,7 +371,7 @@ class XrpcServer:
         _check_nsid(nsid)
         is_ours = nsid.startswith("com.atproto.") and nsid not in PROXIED_BY_DEFAULT
         if request.method not in ("GET", "HEAD", "POST") or (
-            is_ours and "atproto-proxy" not in request.headers
+            is_ours and not request.headers.get("atproto-proxy")
         ):
             raise RequestError("MethodNotImplemented", "Method Not Implemented", 501)
         request.answer_headers = PRIVATE_HEADERS

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from email import message_from_bytes
 from email.policy import default
 from fnmatch import fnmatchcase
@@ -21,12 +21,14 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from tests.fakes.appview import running_appview
 from tests.fakes.plc import running_plc
 from tests.interop.reference import running_reference
 from tests.interop.side_by_side import Pair, Side
-from tests.interop.stories import accounts, operators, probes, records, sync
-from tests.interop.stories.known import KNOWN
+from tests.interop.stories import accounts, operators, probes, records, sync, views
+from tests.interop.stories.known import KNOWN, KNOWN_WITH_APPVIEW
 from tests.support import ROOT
+from tests.support_client import Client, Person
 from tests.support_live import live_server_in
 from tests.support_process import free_port
 
@@ -77,7 +79,16 @@ def mail_server(mails: list[tuple[str, str]]) -> Iterator[str]:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    """Both servers, fresh, each with its own directory of identities and mailbox."""
+    """Both servers, fresh, each with its own mailbox."""
+    async with running_pair(tmp_path, ({}, {})) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def running_pair(
+    tmp_path: Path, settings: tuple[dict[str, str], dict[str, str]]
+) -> AsyncIterator[Pair]:
+    """Run both servers, each with settings of its own."""
     sides = (Side("reference", ""), Side("ours", ""))
     mail = [mail_server(side.mails) for side in sides]
     async with running_plc() as plc, aiohttp.ClientSession() as session:
@@ -89,12 +100,12 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         }
         plc_url = plc.url.replace("127.0.0.1", "localhost")
         started = running_reference(
-            tmp_path / "reference", plc_url, PDS_EMAIL_SMTP_URL=urls[0], **sender
+            tmp_path / "reference", plc_url, PDS_EMAIL_SMTP_URL=urls[0], **sender, **settings[0]
         )
         sides[0].url = await asyncio.to_thread(started.__enter__)
         try:
             async with live_server_in(
-                tmp_path / "ours", PDS_EMAIL_SMTP_URL=urls[1], **sender
+                tmp_path / "ours", PDS_EMAIL_SMTP_URL=urls[1], **sender, **settings[1]
             ) as server:
                 sides[1].url = server.url
                 yield Pair(session, *sides)
@@ -108,22 +119,53 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 async def test_both_answer_alike(pair: Pair) -> None:
     for story in STORIES:
         await story(pair)
+    judge(pair, KNOWN)
+    assert pair.count >= MIN_REQUESTS
+
+
+@pytest.mark.timeout(300)
+async def test_both_pass_on_and_patch_alike(tmp_path: Path) -> None:
+    """With an AppView each, which has read everything up to the same moment."""
+    async with running_appview() as one, running_appview() as other:
+        appviews = (one, other)
+        settings = tuple(
+            {"PDS_BSKY_APP_VIEW_URL": view.url, "PDS_BSKY_APP_VIEW_DID": view.did}
+            for view in appviews
+        )
+        async with running_pair(tmp_path, settings) as pair:
+            for side in pair.sides:
+                side.names["appview"] = one.did
+
+            async def index(name: str) -> None:
+                for view, side in zip(appviews, pair.sides, strict=True):
+                    client = Client(pair.session, side.url, side.names[f"{name}.access"])
+                    did = side.names[f"{name}.did"]
+                    await view.index(Person(did, f"{name}.test", "", "", client), "")
+                    del view.keys[did]  # The tokens' signatures are judged elsewhere.
+
+            for story in (views.views, views.passed_on, views.preferences):
+                await story(pair, index)
+            judge(pair, KNOWN_WITH_APPVIEW)
+
+
+def judge(pair: Pair, known: dict[str, str]) -> None:
+    """Fail on a difference that is not intended, and on an intended one that is gone."""
     found = dict(pair.differences)
     print(f"{pair.count} requests to both, {len(found)} of the answers differ")
     if path := os.environ.get("PDS_TEST_DIFFERENCES"):
         Path(path).write_text(json.dumps(found, indent=1, default=repr))
-    intended = {label: [one for one in KNOWN if fnmatchcase(label, one)] for label in found}
+    intended = {label: [one for one in known if fnmatchcase(label, one)] for label in found}
     unexpected = {label: both for label, both in found.items() if not intended[label]}
     assert not unexpected, show(unexpected)
-    gone = sorted(set(KNOWN).difference(*intended.values()))
+    gone = sorted(set(known).difference(*intended.values()))
     assert not gone, f"these do not differ any more: {gone}"
-    assert pair.count >= MIN_REQUESTS
 
 
 def test_every_intended_difference_is_documented() -> None:
     text = (ROOT / "docs" / "compatibility.md").read_text()
     subjects = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
-    missing = {subject for subject in KNOWN.values() if subject not in subjects}
+    named = {*KNOWN.values(), *KNOWN_WITH_APPVIEW.values()}
+    missing = {subject for subject in named if subject not in subjects}
     assert not missing, f"no row in docs/compatibility.md for {sorted(missing)}"
 
 

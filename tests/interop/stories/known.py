@@ -60,3 +60,12 @@ KNOWN: Final[dict[str, str]] = {
     "probe repo.uploadBlob: nonsense": "service token that is no token",
     "probe server.createAccount: nonsense": "service token that is no token",
 }
+
+KNOWN_WITH_APPVIEW: Final[dict[str, str]] = {
+    "getTimeline by gina: something new": "own profile in answers that are patched",
+    "getPostThread by gina: something new": "own profile in answers that are patched",
+    "thread: new reply": "own profile in answers that are patched",
+    "passed on: no method": "path that names no method",
+    "passed on: no DID": "proxy header without sense",
+}
+"""The same where an AppView is configured."""
