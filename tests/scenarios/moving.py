@@ -143,13 +143,14 @@ def add_own_key(hosts: Hosts, did: str) -> None:
     hosts.plc.submit(Did(did), sign_operation(fields, rotation_signer).to_json())
 
 
-async def plc_code(host: Host) -> str:
-    """Wait for the mail with the code."""
+async def plc_code(host: Host, *, to: str | None = None) -> str:
+    """Wait for the mail with the code, and read the newest."""
     async with asyncio.timeout(10):
         while True:
             for received in reversed(host.mailbox.received()):
                 found = re.search(r"\b[A-Z2-7]{5}-[A-Z2-7]{5}\b", received.mail.text)
-                if found and received.mail.purpose == "plc_operation":
+                is_theirs = to is None or received.mail.to == to
+                if found and is_theirs and received.mail.purpose == "plc_operation":
                     return found.group()
             await asyncio.sleep(0.005)
 

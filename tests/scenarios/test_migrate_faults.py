@@ -168,7 +168,8 @@ class Run:
         parts = self.hosts.migration.parts
         mortal: dict[str, Any] = {name: Mortal(getattr(parts, name), fate) for name in MORTAL}
         http: Any = MortalHttp(parts.http, fate)
-        return Migration(replace(parts, **mortal, http=http, node=f"life-{life}", sleep=no_sleep))
+        parts = replace(parts, **mortal, http=http, sleep=no_sleep)
+        return Migration(replace(parts, node=f"life-{life}", is_alone=True))
 
     async def _live(self, node: Migration) -> dict[str, Any] | None:
         """Do what an owner would until the node dies; return the move if it is done."""
