@@ -11,9 +11,9 @@ from typing import Final
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pds.app.reference_import import check_reference_host, opened_reference_import
+from pds.cli.orders import field, show_table
 from pds.config import Config, load_config
 from pds.services.reference_import import AlreadyTaken, ImportReport, Tell
 from pds.services.reference_import import Progress as Advance
@@ -131,23 +131,23 @@ def _shower(progress: Progress) -> Callable[[Advance], None]:
     return show
 
 
+_SHOW_ACCOUNTS: Final = show_table(
+    "accounts",
+    [
+        ("account", lambda one: one["handle"] or one["did"]),
+        ("", field("outcome")),
+        ("state", field("status")),
+        ("records", field("records")),
+        ("blobs", field("blobs")),
+        ("app passwords", field("app_passwords")),
+        ("sessions", field("sessions")),
+        ("rev", field("rev")),
+    ],
+)
+
+
 def _show(report: ImportReport, *, is_dry: bool) -> None:
-    console = Console()
-    table = Table("account", "", "records", "blobs", "app pw", "sessions", "head")
-    for one in report.accounts:
-        state = (
-            one.outcome.value if one.status == "active" else f"{one.outcome.value}, {one.status}"
-        )
-        table.add_row(
-            one.handle or one.did,
-            state,
-            f"{one.records:,}",
-            f"{one.blobs:,}",
-            str(one.app_passwords),
-            str(one.sessions),
-            one.rev or "",
-        )
-    console.print(table)
+    _SHOW_ACCOUNTS(report.to_json())
     for one in report.accounts:
         for line in _remarks(one):
             click.echo(f"{one.handle or one.did}: {line}")

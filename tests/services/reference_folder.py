@@ -3,6 +3,8 @@
 import hashlib
 import json
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,12 @@ from pds.protocol.repo import FinishedCommit, Head, Write, finish_commit, plan_w
 from pds.protocol.repo_verify import BlockMap
 from pds.protocol.syntax import Did
 from pds.protocol.tid import encode_tid
+from pds.services.reference_import_settings import read_reference_settings
+from pds.store.reference_reader import ReferenceHost, ReferencePaths
+from tests.services.account_host import START_US
 
+DAY_US = 86_400 * 1_000_000
+PICTURE = b"the bytes of a picture"
 ACCOUNT_TABLES = """
 CREATE TABLE kysely_migration (name varchar(255) PRIMARY KEY, timestamp varchar(255) NOT NULL);
 CREATE TABLE actor (did varchar PRIMARY KEY, handle varchar, createdAt varchar NOT NULL,
@@ -258,3 +265,77 @@ def blob_record(cid: Cid, size: int) -> dict[str, object]:
     """A record that refers to a blob."""
     blob = {"$type": "blob", "ref": cid, "mimeType": "image/png", "size": size}
     return {"text": "with a picture", "embed": blob}
+
+
+@asynccontextmanager
+async def opened(folder: Path, scratch: Path) -> AsyncIterator[ReferenceHost]:
+    settings = read_reference_settings(folder)
+    paths = ReferencePaths(settings.account_db, settings.sequencer_db, settings.actors)
+    host = ReferenceHost(paths, scratch)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def whole_host(folder: Path, now_us: int = START_US) -> ReferenceFolder:
+    """A host with one of everything."""
+    source = ReferenceFolder(folder, now_us)
+    source.emit(
+        "did:plc:gone", "account", {"did": "did:plc:gone", "active": True}, age_us=DAY_US * 9
+    )
+    alice = source.add_account("alice")
+    cid = source.add_blob(alice, PICTURE)
+    source.write(alice, first={"text": "one"}, second=blob_record(cid, len(PICTURE)))
+    source.write(alice, third={"text": "three"})
+    source.add_blob(alice, b"uploaded only", temp_key="abcdef")
+    source.add_blob(alice, b"left over")
+    source.add_preferences(alice, {"$type": "a.b.c#z", "n": 1}, {"$type": "a.b.c#a", "n": 2})
+    for number, name in enumerate(("phone", "desk")):
+        source.accounts.execute(
+            "INSERT INTO app_password VALUES (?, ?, ?, ?, ?)",
+            (alice.did, name, app_password_hash(alice.did, f"aaaa-bbbb-cccc-{name}"),
+             instant(now_us + number), number),
+        )  # fmt: skip
+    later = instant(now_us + 50 * DAY_US)
+    source.accounts.executemany(
+        "INSERT INTO refresh_token VALUES (?, ?, ?, ?, ?)",
+        [
+            ("old+/=", alice.did, instant(now_us + DAY_US // 24), "next", None),
+            ("next", alice.did, later, None, None),
+            ("of phone", alice.did, later, None, "phone"),
+            ("of nothing", alice.did, later, None, "revoked"),
+            ("expired", alice.did, instant(now_us - 1000), None, None),
+        ],
+    )
+    bob = source.add_account(
+        "bob", deactivatedAt=instant(now_us - 5), deleteAfter=instant(now_us + DAY_US)
+    )
+    source.write(bob, hidden={"text": "no"}, shown={"text": "yes"})
+    bob.store.execute("UPDATE record SET takedownRef = 'case 1' WHERE rkey = 'hidden'")
+    source.emit(bob.did, "account", {"did": bob.did, "active": False, "status": "deactivated"})
+    carol = source.add_account("carol", takedownRef="case 2")
+    hidden = source.add_blob(carol, b"not to be seen", takedown="case 3")
+    source.write(carol, post=blob_record(hidden, 14))
+    source.emit(
+        "did:plc:gone", "account", {"did": "did:plc:gone", "active": False, "status": "deleted"}
+    )
+    made = instant(now_us - DAY_US)
+    source.accounts.execute(
+        "INSERT INTO invite_code VALUES ('code-1', 3, 0, 'admin', 'admin', ?)", (made,)
+    )
+    source.accounts.executemany(
+        "INSERT INTO invite_code_use VALUES ('code-1', ?, ?)",
+        [(alice.did, made), ("did:plc:gone", made)],
+    )
+    (folder / "actors" / "reserved_keys").mkdir()
+    (folder / "actors" / "reserved_keys" / "did:plc:coming").write_bytes(b"\x05" * 32)
+    return source
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }

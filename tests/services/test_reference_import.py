@@ -3,21 +3,15 @@
 Spec: (ACC-30, ACC-33, ACC-35, ACC-44, SYNC-10, SYNC-17, XRPC-25)
 """
 
-import hashlib
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pds.app.reference_import import check_same_host
 from pds.blobstore.base import BlobKey
 from pds.blobstore.memory import MemoryBlobStore
 from pds.blobstore.reference import FolderBlobs
-from pds.config import load_config
 from pds.errors import ConfigError, RequestError, Unavailable
 from pds.protocol.cid import Cid
 from pds.protocol.frames import decode_frame
@@ -31,7 +25,6 @@ from pds.services.reference_import import (
     check_reference,
 )
 from pds.services.reference_import_account import Outcome
-from pds.services.reference_import_settings import parse_env, read_reference_settings
 from pds.store.accounts import Account, AccountStatus, get_account_by_did
 from pds.store.app_passwords import list_app_passwords
 from pds.store.blobs import get_blob, list_missing_blobs
@@ -41,25 +34,24 @@ from pds.store.invites import count_invite_uses, is_invite_code_usable
 from pds.store.keystore import Keystore
 from pds.store.moderation import list_record_takedowns
 from pds.store.preferences import list_preferences
-from pds.store.reference_files import NotReference, SourceInUse
-from pds.store.reference_reader import ReferenceHost, ReferencePaths
 from pds.store.repos import get_account_repo
 from pds.store.takeover import check_takeover, count_others
 from tests.services.account_host import SECRET, SERVICE_DID, START_US, SessionHost, session_host
 from tests.services.reference_folder import (
+    DAY_US,
+    PICTURE,
     POST,
     ReferenceFolder,
     SourceAccount,
-    app_password_hash,
     blob_record,
-    instant,
+    digests,
+    opened,
+    whole_host,
 )
 from tests.suites.engines import open_engine
 
-DAY_US = 86_400 * 1_000_000
 WINDOW_S = 3 * 86_400.0
 KEYSTORE = Keystore(bytes(range(32)))
-PICTURE = b"the bytes of a picture"
 
 
 class Failing:
@@ -76,17 +68,6 @@ class Failing:
         if self._left == 0:
             raise Unavailable("the power went out")
         return await self._engine.transact(label, fn, *args, **more)
-
-
-@asynccontextmanager
-async def opened(folder: Path, scratch: Path) -> AsyncIterator[ReferenceHost]:
-    settings = read_reference_settings(folder)
-    paths = ReferencePaths(settings.account_db, settings.sequencer_db, settings.actors)
-    host = ReferenceHost(paths, scratch)
-    try:
-        yield host
-    finally:
-        host.close()
 
 
 async def take(
@@ -110,69 +91,6 @@ async def take(
             without=without,
         )
         return await importing.run(lambda _: None)
-
-
-def whole_host(folder: Path) -> ReferenceFolder:
-    """A host with one of everything."""
-    source = ReferenceFolder(folder, START_US)
-    source.emit(
-        "did:plc:gone", "account", {"did": "did:plc:gone", "active": True}, age_us=DAY_US * 9
-    )
-    alice = source.add_account("alice")
-    cid = source.add_blob(alice, PICTURE)
-    source.write(alice, first={"text": "one"}, second=blob_record(cid, len(PICTURE)))
-    source.write(alice, third={"text": "three"})
-    source.add_blob(alice, b"uploaded only", temp_key="abcdef")
-    source.add_blob(alice, b"left over")
-    source.add_preferences(alice, {"$type": "a.b.c#z", "n": 1}, {"$type": "a.b.c#a", "n": 2})
-    for number, name in enumerate(("phone", "desk")):
-        source.accounts.execute(
-            "INSERT INTO app_password VALUES (?, ?, ?, ?, ?)",
-            (alice.did, name, app_password_hash(alice.did, f"aaaa-bbbb-cccc-{name}"),
-             instant(START_US + number), number),
-        )  # fmt: skip
-    later = instant(START_US + 50 * DAY_US)
-    source.accounts.executemany(
-        "INSERT INTO refresh_token VALUES (?, ?, ?, ?, ?)",
-        [
-            ("old+/=", alice.did, instant(START_US + DAY_US // 24), "next", None),
-            ("next", alice.did, later, None, None),
-            ("of phone", alice.did, later, None, "phone"),
-            ("of nothing", alice.did, later, None, "revoked"),
-            ("expired", alice.did, instant(START_US - 1000), None, None),
-        ],
-    )
-    bob = source.add_account(
-        "bob", deactivatedAt=instant(START_US - 5), deleteAfter=instant(START_US + DAY_US)
-    )
-    source.write(bob, hidden={"text": "no"}, shown={"text": "yes"})
-    bob.store.execute("UPDATE record SET takedownRef = 'case 1' WHERE rkey = 'hidden'")
-    source.emit(bob.did, "account", {"did": bob.did, "active": False, "status": "deactivated"})
-    carol = source.add_account("carol", takedownRef="case 2")
-    hidden = source.add_blob(carol, b"not to be seen", takedown="case 3")
-    source.write(carol, post=blob_record(hidden, 14))
-    source.emit(
-        "did:plc:gone", "account", {"did": "did:plc:gone", "active": False, "status": "deleted"}
-    )
-    made = instant(START_US - DAY_US)
-    source.accounts.execute(
-        "INSERT INTO invite_code VALUES ('code-1', 3, 0, 'admin', 'admin', ?)", (made,)
-    )
-    source.accounts.executemany(
-        "INSERT INTO invite_code_use VALUES ('code-1', ?, ?)",
-        [(alice.did, made), ("did:plc:gone", made)],
-    )
-    (folder / "actors" / "reserved_keys").mkdir()
-    (folder / "actors" / "reserved_keys" / "did:plc:coming").write_bytes(b"\x05" * 32)
-    return source
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 async def account_of(engine: Engine, did: str) -> Account:
@@ -460,84 +378,6 @@ async def test_a_blob_that_is_missing_or_damaged_is_told_and_may_come_later(
     assert await host.engine.read("test.missing", missing) == {str(gone), str(bad)}
 
 
-async def test_a_file_that_is_in_use_is_refused_and_a_log_is_read_from_a_copy(
-    tmp_path: Path,
-) -> None:
-    source = whole_host(tmp_path / "old")
-    for one in source.stores.values():
-        one.store.commit()
-    source.accounts.commit()
-    folder = source.folder
-    script = (
-        "import sqlite3, sys\n"
-        f"c = sqlite3.connect({str(folder / 'sequencer.sqlite')!r})\n"
-        "c.execute('SELECT count(*) FROM repo_seq').fetchall()\n"
-        "print('open', flush=True); sys.stdin.read()\n"
-        "import os; os._exit(0)\n"
-    )
-    source.close()
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == b"open\n"
-        with pytest.raises(SourceInUse, match="a server is running"):
-            async with opened(folder, tmp_path / "scratch"):
-                pass
-    finally:
-        process.communicate()
-    killed = (
-        "import sqlite3, os\n"
-        f"c = sqlite3.connect({str(folder / 'account.sqlite')!r})\n"
-        "c.execute('PRAGMA wal_autocheckpoint = 0')\n"
-        "c.execute(\"UPDATE account SET email = 'new@mail.test' WHERE email LIKE 'alice%'\")\n"
-        "c.commit(); os._exit(0)\n"
-    )
-    subprocess.run([sys.executable, "-c", killed], check=True)
-    before = digests(folder)
-    assert (folder / "account.sqlite-wal").stat().st_size
-    async with opened(folder, tmp_path / "scratch") as host:
-        assert next(host.list_accounts()).email == "new@mail.test"
-    assert digests(folder) == before
-
-
-@pytest.mark.parametrize(
-    ("sql", "message"),
-    [
-        ("DROP TABLE actor", "no actor"),
-        ("DROP TABLE kysely_migration", "not the account database"),
-        ("DELETE FROM kysely_migration WHERE name > '002'", "too old"),
-        ("INSERT INTO kysely_migration VALUES ('008', '')", "newer reference PDS"),
-    ],
-)
-async def test_other_layouts_are_refused(sql: str, message: str, tmp_path: Path) -> None:
-    source = ReferenceFolder(tmp_path / "old", START_US)
-    source.accounts.execute(sql)
-    source.close()
-    with pytest.raises(NotReference, match=message):
-        async with opened(source.folder, tmp_path / "scratch"):
-            pass
-
-
-async def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    source = ReferenceFolder(tmp_path / "old", START_US)
-    source.close()
-    (source.folder / "actors").rmdir()
-    with pytest.raises(NotReference, match="repos of the accounts are missing"):
-        async with opened(source.folder, tmp_path / "scratch"):
-            pass
-    (source.folder / "account.sqlite").unlink()
-    with pytest.raises(NotReference, match="is this the right folder"):
-        async with opened(source.folder, tmp_path / "scratch"):
-            pass
-    with pytest.raises(ConfigError, match="is not a folder"):
-        read_reference_settings(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="--env"):
-        read_reference_settings(tmp_path)
-
-
 async def test_only_an_empty_host_takes_over_and_only_once(
     source: ReferenceFolder, host: SessionHost, tmp_path: Path
 ) -> None:
@@ -569,32 +409,3 @@ async def test_a_source_that_changes_meanwhile_is_noticed(
     blobs.stage = touch  # type: ignore[method-assign]
     with pytest.raises(SourceChanged):
         await take(source, host.engine, blobs, tmp_path / "scratch")
-
-
-def test_the_settings_must_be_those_of_the_same_host(tmp_path: Path) -> None:
-    source = ReferenceFolder(tmp_path / "old", START_US)
-    source.write_env(PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX="AB" * 32, PDS_JWT_SECRET="x" * 20)
-    source.close()
-    settings = read_reference_settings(source.folder)
-    assert settings.blobs == source.folder / "blocks"
-    same = {
-        "PDS_HOSTNAME": "pds.test",
-        "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX": "ab" * 32,
-        "PDS_JWT_SECRET": "x" * 20,
-        "PDS_DEV_MODE": "true",
-    }
-    assert check_same_host(load_config(same), settings) == []
-    (note,) = check_same_host(load_config({**same, "PDS_JWT_SECRET": "y" * 20}), settings)
-    assert "sign in again" in note
-    for name, value, message in (
-        ("PDS_HOSTNAME", "other.test", "must stay the same"),
-        ("PDS_SERVICE_DID", "did:web:other.test", "set PDS_SERVICE_DID"),
-        ("PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX", "ac" * 32, "could not be changed"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_same_host(load_config({**same, name: value}), settings)
-
-
-def test_an_env_file_is_read_as_shells_do() -> None:
-    text = "# a comment\nexport A=1\nB = 'two words'\nC=\"x\" \nD=\nE=five # said so\nnot a line\n"
-    assert parse_env(text) == {"A": "1", "B": "two words", "C": "x", "E": "five"}
