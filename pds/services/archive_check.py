@@ -232,6 +232,12 @@ class _Check:
         did = self._need_did()
         if not self._keys:
             raise ArchiveError("the archive does not say which key is the account's")
+        try:
+            self._walk_repo(did, reader)
+        except ProtocolError as error:
+            self.note_problem(f"{fmt.REPO}: {error}")
+
+    def _walk_repo(self, did: Did, reader: ArchiveReader) -> None:
         car = CarReader()
         first: list[tuple[Cid, bytes]] = []
         while not car.has_header and (chunk := reader.read()):
@@ -239,11 +245,8 @@ class _Check:
         if len(car.roots) != 1:
             raise ArchiveError("the repo does not have one root")
         blocks = StreamedBlocks(_blocks(first, car, reader))
-        try:
-            for block in verify_repo(car.roots[0], blocks, did=did):
-                self._take_block(block)
-        except ProtocolError as error:
-            self.note_problem(f"{fmt.REPO}: {error}")
+        for block in verify_repo(car.roots[0], blocks, did=did):
+            self._take_block(block)
 
     def _take_block(self, block: VerifiedBlock) -> None:
         if block.kind == "commit":

@@ -54,7 +54,8 @@ async def host_in(
     Without the mailbox mail goes where the settings say. `now` is another time than the machine's.
     """
     now = now or TimeSource()
-    plc = plc or PlcDirectory(now_us=now.now_us, file=folder / "plc.jsonl")
+    if plc is None:  # One without identities is no less one.
+        plc = PlcDirectory(now_us=now.now_us, file=folder / "plc.jsonl")
     sock, plc_sock = bound_socket(), bound_socket()
     config = change(_config(folder, sock, plc_sock))
     mailbox = MemoryMailbox()

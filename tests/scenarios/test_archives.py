@@ -1,0 +1,346 @@
+"""Portable archives of a whole server: what is in them, what is noticed, and where they lead."""
+
+import asyncio
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pds.cli import run
+from pds.errors import RequestError
+from pds.protocol import archive as fmt
+from pds.protocol.archive import ArchiveReader
+from pds.protocol.cid import parse_cid
+from pds.protocol.keys import make_signer
+from pds.services.archive_check import PassphraseNeeded, check_archive
+from pds.services.archives import Archives, ArchiveSettings
+from pds.services.audit import Order
+from pds.services.rescue import Newcomer, Sources
+from tests.scenarios.conftest import Host, host_in
+from tests.support_client import Person, sign_up
+
+PASSPHRASE = "a phrase that nobody guesses"
+PICTURE = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
+LOG_WORK = 4
+
+
+def archives_of(host: Host, **settings: Any) -> Archives:
+    """The service with little work for a passphrase, and with settings of the test."""
+    services = host.server.services
+    made = services.keeping.archives
+    return Archives(
+        engine=made._engine,
+        clock=made._clock,
+        keystore=made._keystore,
+        accounts=made._accounts,
+        blobs=made._blobs,
+        preferences=made._preferences,
+        plc=made._plc,
+        documents=made._documents,
+        public_url=made._public_url,
+        settings=ArchiveSettings(**settings),
+        log_work=LOG_WORK,
+    )
+
+
+async def person_with_everything(host: Host) -> tuple[Person, str]:
+    """An account with records, a picture in two of them, and preferences."""
+    alice = await sign_up(host.client, "alice.test")
+    blob = await alice.client.upload(PICTURE, "image/png")
+    embed = {"$type": "app.bsky.embed.images", "images": [{"image": blob, "alt": "one"}]}
+    for number in range(5):
+        await alice.post(f"post {number}", **({"embed": embed} if number < 2 else {}))
+    await alice.client.post(
+        "app.bsky.actor.putPreferences",
+        preferences=[{"$type": "app.bsky.actor.defs#adultContentPref", "enabled": True}],
+    )
+    return alice, blob["ref"]["$link"]
+
+
+def members(path: Path) -> dict[str, bytes]:
+    found = {}
+    with tarfile.open(path) as tar:
+        for member in tar.getmembers():
+            file = tar.extractfile(member)
+            assert file is not None
+            found[member.name] = file.read()
+    return found
+
+
+def write(path: Path, contents: dict[str, bytes]) -> Path:
+    """Write an archive as somebody would who changes one."""
+    parts = []
+    for name, content in contents.items():
+        parts += [fmt.tar_header(name, len(content), mtime_s=0), content]
+        parts.append(fmt.tar_padding(len(content)))
+    path.write_bytes(b"".join(parts) + fmt.TAR_END)
+    return path
+
+
+def resealed(contents: dict[str, bytes], signer: Any, **changes: Any) -> dict[str, bytes]:
+    """Give changed members a manifest that fits, signed with another key."""
+    manifest = fmt.parse_manifest(contents["manifest.json"])
+    rest = {n: c for n, c in contents.items() if n not in (fmt.MANIFEST, fmt.SIGNATURE)}
+    stream = io.BytesIO(tar_of(rest))
+    reader = ArchiveReader(stream.read)
+    while reader.next() is not None:
+        pass
+    changed = replace(manifest, members=tuple(reader.members.values()), **changes)
+    content = fmt.encode_manifest(changed)
+    signature = fmt.sign_manifest(content, signer)
+    return {**rest, fmt.MANIFEST: content, fmt.SIGNATURE: signature}
+
+
+def tar_of(contents: dict[str, bytes]) -> bytes:
+    parts = [
+        fmt.tar_header(name, len(content), mtime_s=0) + content + fmt.tar_padding(len(content))
+        for name, content in contents.items()
+    ]
+    return b"".join(parts) + fmt.TAR_END
+
+
+async def test_an_archive_holds_what_it_says_and_nothing_secret(host: Host, tmp_path: Path) -> None:
+    alice, cid = await person_with_everything(host)
+    path = tmp_path / "alice.tar"
+    written = await archives_of(host).create(alice.did, path)
+    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (written.size, 0o600)
+    found = members(path)
+    assert list(found) == [
+        "account.json",
+        "plc-log.json",
+        "repo.car",
+        f"blobs/{cid}",
+        "manifest.json",
+        "manifest.sig",
+    ]
+    assert found[f"blobs/{cid}"] == PICTURE
+    content = path.read_bytes()
+    for secret in (b"alice@example.test", b"adultContentPref", alice.password.encode(), b"argon2"):
+        assert secret not in content
+    report = check_archive(path)
+    assert (report.is_sound, report.missing, report.records, report.blobs) == (True, [], 5, 1)
+    assert report.manifest is not None
+    assert report.manifest.blobs[parse_cid(cid)].mime_type == "image/png"
+    assert list(tmp_path.glob(".*")) == []  # No unfinished file is left.
+    with pytest.raises(RequestError, match="exists already"):
+        await archives_of(host).create(alice.did, path)
+    with pytest.raises(RequestError, match="cannot be written"):
+        await archives_of(host).create(alice.did, tmp_path / "nowhere" / "alice.tar")
+    with pytest.raises(RequestError, match="not found"):
+        await archives_of(host).create("did:plc:nobody", tmp_path / "nobody.tar")
+
+
+async def test_an_encrypted_archive_opens_with_its_passphrase_only(
+    host: Host, tmp_path: Path
+) -> None:
+    alice, _ = await person_with_everything(host)
+    path = tmp_path / "alice.tar.age"
+    await archives_of(host).create(alice.did, path, passphrase=PASSPHRASE, with_preferences=True)
+    assert b"did:plc" not in path.read_bytes()
+    report = check_archive(path, passphrase=PASSPHRASE)
+    assert (report.is_sound, report.has_preferences, report.is_encrypted) == (True, True, True)
+    with pytest.raises(PassphraseNeeded):
+        check_archive(path)
+    assert "not the right one" in check_archive(path, passphrase="wrong").problems[0]
+    content = path.read_bytes()
+    for cut in (200, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        assert not check_archive(path, passphrase=PASSPHRASE).is_sound
+
+
+async def test_every_change_to_an_archive_is_noticed(host: Host, tmp_path: Path) -> None:
+    alice, cid = await person_with_everything(host)
+    eve = await sign_up(host.client, "eve.test")
+    await eve.post("hello")
+    for person, name in ((alice, "alice.tar"), (eve, "eve.tar")):
+        await archives_of(host).create(person.did, tmp_path / name)
+    good, other = members(tmp_path / "alice.tar"), members(tmp_path / "eve.tar")
+    thief = make_signer("k256", b"\x44" * 32)
+    blob, file = f"blobs/{cid}", tmp_path / "changed.tar"
+    flipped = bytearray(good["repo.car"])
+    flipped[-10] ^= 1
+    log = json.loads(good["plc-log.json"])
+    log[0]["operation"]["sig"] = "A" * 86
+    changes: list[tuple[dict[str, bytes], str]] = [
+        ({**good, "repo.car": bytes(flipped)}, "repo.car"),
+        ({**good, "repo.car": good["repo.car"][:-50]}, "repo.car"),
+        ({**good, blob: PICTURE + b"x"}, "is damaged"),
+        ({**good, "account.json": b'{"did": "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"}'}, "identity"),
+        ({**good, "account.json": b"[]"}, "names no DID"),
+        ({**good, "plc-log.json": json.dumps(log).encode()}, "audit log"),
+        ({**good, "manifest.json": good["manifest.json"] + b" "}, "does not verify"),
+        ({**good, "manifest.sig": other["manifest.sig"]}, "does not verify"),
+        ({n: c for n, c in good.items() if n != "manifest.sig"}, "not whole"),
+        ({n: c for n, c in good.items() if n != "plc-log.json"}, "which key"),
+        ({n: c for n, c in good.items() if n != blob}, f"{blob} is missing"),
+        ({**good, "more.json": b"{}"}, "does not belong"),
+        (resealed({**good, "repo.car": other["repo.car"]}, thief), "another account"),
+        (resealed({**good, "repo.car": b"junk"}, thief), "repo.car"),
+        (resealed(good, thief), "not signed with a key of the account"),
+        (resealed(good, thief, did=eve.did), "that of another account"),
+        (resealed(good, thief, rev="3aaaaaaaaaaaa"), "not the one that the manifest names"),
+        (resealed({**good, "blobs/readme.txt": b"hi"}, thief), "does not belong"),
+    ]
+    for contents, why in changes:
+        report = check_archive(write(file, contents))
+        assert any(why in problem for problem in report.problems), (why, report.problems)
+    assert check_archive(write(file, good)).is_sound
+    file.write_bytes(b"not a tar at all" * 100)
+    assert not check_archive(file).is_sound
+
+
+async def test_blobs_that_are_missing_or_damaged_here_are_listed(
+    host: Host, tmp_path: Path
+) -> None:
+    alice, cid = await person_with_everything(host)
+    [stored] = (tmp_path / "blobs").rglob(cid)
+    stored.write_bytes(b"damaged")
+    written = await archives_of(host).create(alice.did, tmp_path / "alice.tar")
+    assert [str(found) for found in written.manifest.missing_blobs] == [cid]
+    report = check_archive(tmp_path / "alice.tar")
+    assert (report.is_sound, [str(found) for found in report.missing]) == (True, [cid])
+
+
+async def test_a_schedule_writes_what_has_changed_and_keeps_the_newest(
+    host: Host, tmp_path: Path
+) -> None:
+    alice, _ = await person_with_everything(host)
+    await sign_up(host.client, "bob.test")
+    folder = tmp_path / "archives"
+    archives = archives_of(host, directory=folder, keep=2, passphrase=PASSPHRASE)
+    assert await archives.sweep() == {"written": 2, "unchanged": 0, "failed": 0}
+    assert await archives.sweep() == {"written": 0, "unchanged": 2, "failed": 0}
+    start = alice.did.replace(":", "-")
+    for _ in range(3):
+        await alice.post("one more")
+        assert (await archives.sweep())["written"] == 1
+    assert len(list(folder.glob(f"{start}-*.tar.age"))) == 2
+    assert len(list(folder.iterdir())) == 3
+    newest = max(folder.glob(f"{start}-*"))
+    assert check_archive(newest, passphrase=PASSPHRASE).records == 8
+    assert await archives_of(host).sweep() == {"written": 0, "unchanged": 0, "failed": 0}
+
+
+async def test_one_account_that_cannot_be_written_does_not_keep_the_others(
+    host: Host, tmp_path: Path
+) -> None:
+    alice = await sign_up(host.client, "alice.test")
+    await sign_up(host.client, "bob.test")
+    del host.plc._logs[alice.did]  # type: ignore[arg-type]
+    archives = archives_of(host, directory=tmp_path / "archives")
+    assert await archives.sweep() == {"written": 1, "unchanged": 0, "failed": 1}
+
+
+@pytest.fixture
+async def two_hosts(tmp_path: Path) -> AsyncIterator[tuple[Host, Host]]:
+    async with (
+        host_in(tmp_path / "one") as one,
+        host_in(tmp_path / "two", plc=one.plc) as two,
+    ):
+        yield one, two
+
+
+async def test_an_archive_becomes_a_deactivated_account_elsewhere(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    """ACC-21, ACC-52: all of it is there, and nothing is announced before it is active."""
+    one, two = two_hosts
+    alice, _ = await person_with_everything(one)
+    path = tmp_path / "alice.tar"
+    await archives_of(one).create(alice.did, path, with_preferences=True)
+    rescue = two.server.services.keeping.rescue
+    newcomer = Newcomer(handle="alice2.test", email="a@example.test", password="a long password")
+    order = Order("cli:tests")
+    for _ in range(2):  # The same again changes nothing.
+        arrived = await rescue.import_archive(newcomer, Sources(archive=path), order)
+        assert (arrived.account.status, arrived.missing) == ("deactivated", 0)
+    session = await two.client.post(
+        "com.atproto.server.createSession", identifier="alice2.test", password="a long password"
+    )
+    there = two.client.with_token(session["accessJwt"])
+    status = await there.get("com.atproto.server.checkAccountStatus")
+    assert status["activated"] is False
+    assert status["indexedRecords"] == 5
+    assert status["importedBlobs"] == status["expectedBlobs"] == 1
+    preferences = await there.get("app.bsky.actor.getPreferences")
+    assert preferences["preferences"][0]["enabled"] is True
+    assert two.server.engine.last_seq == 0 or await events(two, alice.did) == []
+
+
+async def events(host: Host, did: str) -> list[Any]:
+    found, _ = await host.server.services.operator.lists.events(
+        did=did, kind=None, cursor=None, limit=10
+    )
+    return list(found)
+
+
+async def test_what_is_not_sound_or_not_asked_for_is_not_imported(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    one, two = two_hosts
+    alice, _ = await person_with_everything(one)
+    path = tmp_path / "alice.tar"
+    await archives_of(one).create(alice.did, path)
+    rescue, order = two.server.services.keeping.rescue, Order("cli:tests")
+    newcomer = Newcomer(handle="alice2.test", email="a@example.test", password="a long password")
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(path.read_bytes()[:-2000])
+    cases: list[tuple[Newcomer, Sources, str]] = [
+        (newcomer, Sources(), "no archive"),
+        (newcomer, Sources(archive=bad), "not sound"),
+        (newcomer, Sources(archive=tmp_path / "none.tar"), "cannot be read"),
+        (replace(newcomer, did="did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"), Sources(archive=path), "anoth"),
+        (replace(newcomer, password="short"), Sources(archive=path), "assword"),
+        (replace(newcomer, handle="a.b.test"), Sources(archive=path), "andle"),
+    ]
+    for who, sources, why in cases:
+        with pytest.raises(RequestError) as caught:
+            await rescue.import_archive(who, sources, order)
+        assert why in caught.value.message
+    assert await two.server.services.accounts.lookup(alice.did) is None
+    with pytest.raises(RequestError, match="not here"):
+        await rescue.finish(alice.did, {}, order)
+
+
+async def test_a_key_that_is_none_of_the_identitys_rescues_nothing(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    one, two = two_hosts
+    alice = await sign_up(one.client, "alice.test")
+    path = tmp_path / "alice.tar"
+    await archives_of(one).create(alice.did, path)
+    rescue, order = two.server.services.keeping.rescue, Order("cli:tests")
+    newcomer = Newcomer(handle="alice2.test", email="a@example.test", password="a long password")
+    stranger = make_signer("k256", b"\x55" * 32).public_key.did_key
+    for key, sources, why in (
+        (stranger, Sources(archive=path), "never one of its rotation keys"),
+        ("did:key:none", Sources(archive=path), "not a did:key"),
+        (stranger, Sources(), "neither an archive nor a repo"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            await rescue.prepare(newcomer, sources, owner_key=key, order=order)
+        assert why in caught.value.message
+    assert await two.server.services.accounts.lookup(alice.did) is None
+
+
+async def test_verify_says_by_its_exit_code_what_it_found(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, cid = await person_with_everything(host)
+    whole, lacking, broken = (tmp_path / f"{name}.tar" for name in ("whole", "lacking", "broken"))
+    await archives_of(host).create(alice.did, whole)
+    [stored] = (tmp_path / "blobs").rglob(cid)
+    stored.unlink()
+    await archives_of(host).create(alice.did, lacking)
+    broken.write_bytes(whole.read_bytes()[:-3000])
+    for path, code, word in ((whole, 0, "complete"), (lacking, 3, cid), (broken, 1, "damaged")):
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(out):
+            found = await asyncio.to_thread(run, ["archive", "verify", str(path)])
+        assert (found, word in out.getvalue()) == (code, True), out.getvalue()
