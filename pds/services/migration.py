@@ -28,7 +28,7 @@ from pds.protocol.plc import PlcError, parse_operation
 from pds.protocol.syntax import Did
 from pds.services import migration_in, migration_out, migration_plan
 from pds.services.audit import Order, note_act
-from pds.services.migration_drive import attempt, drive
+from pds.services.migration_drive import attempt, drive, is_put_off
 from pds.services.migration_problems import Code, MoveProblem
 from pds.services.migration_state import (
     US_PER_S,
@@ -260,7 +260,9 @@ class Migration:
         for row in rows:
             if len(self._tasks) >= max(self._parts.settings.parallel, 1):
                 break
-            if row.move_id not in self._tasks and Did(row.did) not in self._busy:
+            if row.move_id in self._tasks or Did(row.did) in self._busy:
+                continue
+            if not is_put_off(decode_state(row), self._parts.clock.now_us()):
                 begun += await self._spawn(row.move_id)
         return begun
 

@@ -14,7 +14,7 @@ from pds.log import get_logger
 from pds.services import migration_in, migration_out
 from pds.services.migration_host import retry_after_s
 from pds.services.migration_problems import Code, MoveProblem
-from pds.services.migration_state import STEPS, US_PER_S, Direction, Status, Step
+from pds.services.migration_state import STEPS, US_PER_S, Direction, MoveState, Status, Step
 from pds.services.migration_work import Work
 
 MAX_TRIES: Final = 8
@@ -55,13 +55,24 @@ _OUT: Final[Mapping[Step, StepFunction]] = MappingProxyType(
 
 
 async def drive(work: Work) -> None:
-    """Take steps until the move is over or stops. Raises: LeaseLost, StoreError."""
+    """Take steps until the move is over, stops, or is paced: others may use its place meanwhile.
+
+    Raises: LeaseLost, StoreError.
+    """
     while work.status is Status.RUNNING:
+        if is_put_off(work.state, work.parts.clock.now_us()):
+            return
         await _wait_until_due(work)
         try:
             await _take_step(work)
         except MoveProblem as problem:
             await _stop(work, problem)
+
+
+def is_put_off(state: MoveState, now_us: int) -> bool:
+    """Whether a move waits for its turn among many, which may be long."""
+    is_paced = state.problem is not None and state.problem["code"] == Code.PACED
+    return is_paced and state.retry_at is not None and state.retry_at > now_us
 
 
 async def _take_step(work: Work) -> None:

@@ -186,6 +186,7 @@ class Work:
         """Write down how far the move is. Raises: LeaseLost, StoreError."""
         if is_over:
             self.secrets = MoveSecrets()
+            self.state.email = None  # The account has it; here it would outlive that.
         sealed = seal_secrets(
             self.parts.keystore,
             self.move_id,

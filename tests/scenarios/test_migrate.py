@@ -238,3 +238,4 @@ async def test_secrets_of_a_move_are_sealed_and_gone_at_its_end(tmp_path: Path) 
         state, sealed = await engine.read("test", lambda txn: txn.read_one(sql))
         assert sealed is None
         assert b"eyJ" not in bytes(state)
+        assert b"@example" not in bytes(state)
