@@ -23,9 +23,21 @@ from pds.blobstore.copying import CopyState, check_copy
 from pds.blobstore.reference import Place, SourceBlobMissing, SourceBlobs
 from pds.errors import ConfigError, Corrupt, ProtocolError
 from pds.protocol.keys import InvalidKey, make_signer
-from pds.protocol.syntax import Did, Handle, InvalidSyntax, parse_did, parse_handle
+from pds.protocol.syntax import (
+    Did,
+    Handle,
+    InvalidSyntax,
+    format_datetime,
+    parse_did,
+    parse_handle,
+)
 from pds.services.reference_import_repo import Batch, Commit, Takedown, read_batches, read_commit
-from pds.services.reference_import_rows import NO_REF, AccountRest, finish_account
+from pds.services.reference_import_rows import (
+    NO_REF,
+    AccountRest,
+    delete_after,
+    finish_account,
+)
 from pds.store.accounts import AccountStatus, get_account_by_did
 from pds.store.blobs import Blob
 from pds.store.engine import Engine, Txn
@@ -188,8 +200,11 @@ class AccountImport:
         )
         report.app_passwords = len(rows.app_passwords)
         report.preferences = len(rows.preferences)
+        now_us = self._now_us()
+        if (at := delete_after(account, now_us)) is not None:
+            report.notes.append(f"it will be deleted after {format_datetime(at)}")
         report.sessions = await self._engine.transact(
-            "takeover.account", finish_account, self._keystore, incoming, rows, self._now_us()
+            "takeover.account", finish_account, self._keystore, incoming, rows, now_us
         )
         await self._read_back(incoming, commit, report)
         report.outcome = Outcome.IMPORTED

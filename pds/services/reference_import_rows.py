@@ -42,6 +42,9 @@ from pds.store.takeover import Incoming, end_incoming
 
 REFRESH_LIFETIME_US: Final = 90 * 86_400 * 1_000_000
 """Of the reference's refresh tokens: it does not note when they were made."""
+DELETION_GRACE_US: Final = 30 * 86_400 * 1_000_000
+"""The reference notes when a deactivated account is to be deleted, and never does it; here it is
+done (ACC-22). So nobody is deleted sooner than this after the switch."""
 NO_REF: Final = "taken down by the server that was here before"
 
 
@@ -75,7 +78,7 @@ def finish_account(
     Raises: AccountTaken.
     """
     _check_free(txn, rows)
-    aid = _insert_account(txn, incoming, rows)
+    aid = _insert_account(txn, incoming, rows, now_us)
     key_id, _ = keystore.create_signing_key(
         txn, aid, curve="k256", secret=rows.secret, entropy=rows.entropy, now_us=now_us
     )
@@ -119,7 +122,14 @@ def _check_free(txn: Txn, rows: AccountRest) -> None:
         raise AccountTaken("its e-mail address belongs to another account here")
 
 
-def _insert_account(txn: Txn, incoming: Incoming, rows: AccountRest) -> int:
+def delete_after(account: ReferenceAccount, now_us: int) -> int | None:
+    """Return when a deactivated account is to be deleted here."""
+    if account.delete_after is None:
+        return None
+    return max(account.delete_after, now_us + DELETION_GRACE_US)
+
+
+def _insert_account(txn: Txn, incoming: Incoming, rows: AccountRest, now_us: int) -> int:
     old = rows.account
     email = None if old.email is None else normalize_email(old.email)
     aid = insert_account(
@@ -131,7 +141,7 @@ def _insert_account(txn: Txn, incoming: Incoming, rows: AccountRest) -> int:
         password_hash=old.password_hash,
         now_us=old.created_at,
         deactivated_at=old.deactivated_at,
-        delete_after=old.delete_after,
+        delete_after=delete_after(old, now_us),
     )
     update_email(txn, aid, email, confirmed_at=old.email_confirmed_at)
     if old.takedown_ref is not None:

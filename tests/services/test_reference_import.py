@@ -132,7 +132,9 @@ async def test_everything_of_a_host_is_taken_over(
     assert (alice.handle, alice.email) == ("alice.pds.test", "alice@mail.test")
     assert alice.email_confirmed_at is not None
     assert bob.status is AccountStatus.DEACTIVATED
-    assert bob.delete_after == START_US + DAY_US
+    # The old server would never have done it, so there is time to notice.
+    assert bob.delete_after == START_US + 30 * DAY_US
+    assert report.accounts[1].notes == ["it will be deleted after 2025-11-08T08:53:20.000Z"]
     assert carol.takedown_ref == "case 2"
     preferences = await host.engine.read("test.preferences", list_preferences, alice.aid)
     assert [one.type for one in preferences] == ["a.b.c#z", "a.b.c#a"]
