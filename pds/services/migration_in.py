@@ -352,9 +352,9 @@ async def request_token(work: Work) -> None:
     work.state.token_requested_at = work.parts.clock.now_us()
 
 
-async def catch_up(work: Work) -> None:
+async def catch_up(work: Work, *, rounds: int = MAX_ROUNDS) -> None:
     """Take over what was written at the old host meanwhile, until nothing is new."""
-    for _ in range(MAX_ROUNDS):
+    for _ in range(rounds):
         if await _is_active(work):
             return
         before = work.state.copied_rev
@@ -480,10 +480,11 @@ async def activate(work: Work) -> None:
 async def _last_look(work: Work) -> None:
     """What was written between the last look and the switch is taken over too, if it can be had.
 
-    The identity names this host now, so this must not keep the account from becoming active.
+    The identity names this host now, so this must not keep the account from becoming active: one
+    look, which costs nothing if nothing was written.
     """
     try:
-        await catch_up(work)
+        await catch_up(work, rounds=1)
     except (RemoteError, MoveProblem) as error:
         work.state.warn(f"The last look at {work.host.name} failed: {error}")
 

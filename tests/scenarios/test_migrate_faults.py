@@ -40,7 +40,7 @@ from tests.scenarios.moving import (
 )
 from tests.support_client import Person
 
-SEEDS = tuple(range(int(os.environ.get("PDS_TEST_MOVE_SEEDS", "1"))))
+SEEDS = tuple(range(int(os.environ.get("PDS_TEST_MOVE_SEEDS", "2"))))
 MAX_LIVES = 400
 MORTAL = (
     "engine",
