@@ -4,16 +4,24 @@ Both need a rotation key of the owner's in the end (see `pds key create`). It is
 command from the kit or as words, signs one operation in this process, and goes nowhere.
 """
 
+import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from pds.app.elsewhere import rescue_elsewhere
 from pds.cli.archive import FILE, PASSPHRASE_FILE, passphrase_of, read_password
 from pds.cli.orders import Answer, Ordering, order_options, show_fields
 from pds.cli.recovery_kit import read_signer
+from pds.errors import ProtocolError, RequestError
+from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.keys import Signer
 from pds.protocol.plc import sign_operation
+from pds.services.migration_problems import MoveProblem
+from pds.services.rescue_elsewhere import Outcome, Wish, check_host_url
+
+PUBLIC_PLC: Final = "https://plc.directory"
 
 KIT = click.option(
     "--kit", type=FILE, help="Kit of the recovery key; its words are asked for when left out."
@@ -91,6 +99,66 @@ def start(
         did=prepared["did"],
         operation=_sign(prepared["operation"], signer),
     )
+
+
+@rescue.command("to")
+@click.argument("url")
+@click.option("--archive", type=FILE, required=True, help="Archive of the account.")
+@click.option("--handle", required=True, help="Handle that the account shall have there.")
+@click.option("--email", required=True, help="Mail address for the account there.")
+@click.option("--invite-code", help="Invite code, where the host asks for one.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.option("--keep-key", "keep", multiple=True, help="did:key of a further key of the owner's.")
+@click.option("--plc", default=PUBLIC_PLC, show_default=True, help="URL of the PLC directory.")
+@KIT
+@PASSPHRASE_FILE
+def to_(
+    url: str,
+    *,
+    archive: Path,
+    handle: str,
+    email: str,
+    invite_code: str | None,
+    password_stdin: bool,
+    keep: tuple[str, ...],
+    plc: str,
+    kit: Path | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Bring the account of an archive to the standard PDS at URL, with the owner's recovery key.
+
+    Neither a server of ours nor the old host is needed: this runs on any machine. Only public calls
+    are used, so any host that follows the AT Protocol will do. Run it again when something was in
+    the way.
+    """
+    try:
+        wish = Wish(
+            archive=archive,
+            passphrase=passphrase_of(archive, passphrase_file),
+            url=check_host_url(url),
+            handle=handle,
+            email=email,
+            password=read_password(from_stdin=password_stdin),
+            invite_code=invite_code,
+            further_keys=keep,
+        )
+        done = asyncio.run(_carry(wish, read_signer(kit), plc))
+    except (RequestError, MoveProblem) as error:
+        raise click.ClickException(error.message) from error
+    except XrpcRejected as error:
+        raise click.ClickException(f"The host refused: {error.message or error.error}") from error
+    except ProtocolError as error:
+        raise click.ClickException(str(error)) from error
+    for key in done.dropped_keys:
+        click.echo(f"The rotation key {key} is gone.", err=True)
+    if done.missing:
+        click.echo(f"{done.missing} blobs are missing there; they can come later.", err=True)
+    click.echo(f"{done.did} is active at {done.url}.")
+
+
+async def _carry(wish: Wish, owner: Signer, plc: str) -> Outcome:
+    async with rescue_elsewhere(plc, owner, lambda text: click.echo(text, err=True)) as way:
+        return await way.run(wish)
 
 
 @rescue.command()

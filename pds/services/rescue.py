@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pds.errors import NotResolvable, ProtocolError, RemoteError, RequestError
 from pds.log import get_logger
@@ -55,6 +55,7 @@ from pds.services.account_lifecycle import AccountLifecycle
 from pds.services.archive_check import ArchiveReport, check_archive, open_archive
 from pds.services.audit import Order, note_act
 from pds.services.blobs import Blobs
+from pds.services.migration_host import RemoteHost
 from pds.services.plc_operations import PlcOperations
 from pds.services.preferences import Preferences
 from pds.services.principal import Principal, PrincipalKind, Scope
@@ -390,12 +391,13 @@ class Rescue:
                 with file:
                     await self._upload(owner, _chunks(file.read), None)
             return
-        host = source.rstrip("/")
+        host = RemoteHost(self._http, source)
         for cid in sorted(missing):
-            query = f"did={quote(owner.did or '', safe=':')}&cid={cid}"
-            url = f"{host}/xrpc/com.atproto.sync.getBlob?{query}"
             try:
-                await self._upload(owner, self._download(url, MAX_BLOB_BYTES), None)
+                async with host.open_blob(
+                    owner.did or Did(""), str(cid), max_bytes=MAX_BLOB_BYTES
+                ) as (chunks, mime_type):
+                    await self._upload(owner, chunks, mime_type)
             except RemoteError as error:
                 # What is missing in the end is counted; the others may be there.
                 _log.warning("rescue.blob_missing", did=owner.did, cid=str(cid), why=str(error))

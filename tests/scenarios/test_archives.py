@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -10,14 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import segno
 
 from pds.cli import run
+from pds.cli.recovery_kit import new_signer, read_signer, write_kit
 from pds.errors import RequestError
 from pds.protocol import archive as fmt
 from pds.protocol.archive import ArchiveReader
 from pds.protocol.cid import parse_cid
 from pds.protocol.keys import make_signer
+from pds.protocol.recovery_key import encode_words
 from pds.services.archive_check import PassphraseNeeded, check_archive
 from pds.services.archives import Archives, ArchiveSettings
 from pds.services.audit import Order
@@ -344,3 +349,82 @@ async def test_verify_says_by_its_exit_code_what_it_found(
         with redirect_stdout(out), redirect_stderr(out):
             found = await asyncio.to_thread(run, ["archive", "verify", str(path)])
         assert (found, word in out.getvalue()) == (code, True), out.getvalue()
+
+
+async def test_an_archive_and_a_key_make_an_account_at_any_host_by_public_calls(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    """ACC-20, ACC-50: `rescue to` needs no server of its own, and goes on where it was cut off."""
+    one, two = two_hosts
+    alice, cid = await person_with_everything(one)
+    path, kit = tmp_path / "alice.tar", tmp_path / "kit.txt"
+    signer = new_signer("p256")
+    write_kit(kit, signer, did=alice.did, handle="alice.test", host="one")
+    owner = signer.public_key.did_key
+    keys = one.server.services.keeping.recovery_keys
+    await keys.add(alice.did, owner, order=Order("cli:tests"))
+    await archives_of(one).create(alice.did, path, with_preferences=True)
+    arguments = [
+        "rescue", "to", two.url, "--archive", str(path), "--kit", str(kit),
+        "--handle", "alice2.test", "--email", "a@example.test", "--password-stdin",
+        "--plc", two.server.config.identity.plc_url,
+    ]  # fmt: skip
+
+    async def rescue(password: str = "a long password") -> tuple[int, str]:
+        out = io.StringIO()
+        real, sys.stdin = sys.stdin, io.StringIO(f"{password}\n")
+        try:
+            with redirect_stdout(out), redirect_stderr(out):
+                code = await asyncio.to_thread(run, arguments)
+        finally:
+            sys.stdin = real
+        return code, out.getvalue()
+
+    code, told = await rescue("short")
+    assert (code, "assword" in told) == (1, True), told
+    code, told = await rescue()
+    assert code == 0, told
+    state = one.plc.get_state(alice.did)
+    assert state is not None
+    server = two.server.services.keeping.recovery_keys._server_key
+    assert state.rotation_keys == (owner, server)
+    assert state.services["atproto_pds"].endpoint == two.server.config.public_url
+    session = await two.client.post(
+        "com.atproto.server.createSession", identifier="alice2.test", password="a long password"
+    )
+    there = two.client.with_token(session["accessJwt"])
+    status = await there.get("com.atproto.server.checkAccountStatus")
+    assert (status["activated"], status["validDid"]) == (True, True)
+    assert (status["indexedRecords"], status["importedBlobs"]) == (5, 1)
+    preferences = await there.get("app.bsky.actor.getPreferences")
+    assert preferences["preferences"][0]["enabled"] is True
+    code, told = await rescue()
+    assert (code, "not deactivated" in told) == (1, True), told
+    await there.post("com.atproto.server.deactivateAccount", body={})
+    code, told = await rescue()  # As after a cut: it goes on with the account that is there.
+    assert (code, "going on with it" in told) == (0, True), told
+    assert cid.encode() not in told.encode()
+
+
+def test_a_kit_can_be_read_by_people_programs_and_cameras(tmp_path: Path) -> None:
+    kit = tmp_path / "kit.txt"
+    signer = new_signer("k256")
+    write_kit(kit, signer, did="did:plc:alice", handle="alice.test", host="pds.test")
+    assert kit.stat().st_mode & 0o777 == 0o600
+    assert read_signer(kit).public_key == signer.public_key
+    text = kit.read_text()
+    assert signer.public_key.did_key in text
+    code = text.partition("QR code:\n\n")[2].rstrip("\n").split("\n")
+    width = max(map(len, code))
+    rows = []
+    for line in code:
+        cells = line.ljust(width)
+        rows.append([cell in "\u2580\u2588" for cell in cells])
+        rows.append([cell in "\u2584\u2588" for cell in cells])
+    drawn = [row for row in rows if any(row)]
+    wanted = segno.make(encode_words(signer).upper(), error="m", micro=False)
+    assert [[bool(cell) for cell in row] for row in wanted.matrix] == [
+        row[4 : 4 + len(wanted.matrix)] for row in drawn
+    ]
+    with pytest.raises(click.ClickException):
+        write_kit(kit, signer, did="did:plc:alice", handle="alice.test", host="pds.test")
