@@ -223,10 +223,16 @@ class Migration:
 
     async def get(self, account: str) -> dict[str, Json]:
         """Return the newest move of an account. Raises: RequestError."""
-        did = await self._did(account)
-        row = await self._parts.engine.read("move.get", get_last_move, did)
-        if row is None:
-            raise RequestError("NotFound", f"There is no move of {account}")
+        row = await self._last_row(account)
+        return view_move(row, decode_state(row))
+
+    async def look(self, account: str) -> dict[str, Json]:
+        """Return the newest move of an account, and see to it that somebody works on it.
+
+        Where nothing is timed (a command without a server) nobody else would. Raises: RequestError.
+        """
+        row = await self._last_row(account)
+        await self._attend(row)
         return view_move(row, decode_state(row))
 
     async def list_all(
@@ -260,10 +266,7 @@ class Migration:
         for row in rows:
             if len(self._tasks) >= max(self._parts.settings.parallel, 1):
                 break
-            if row.move_id in self._tasks or Did(row.did) in self._busy:
-                continue
-            if not is_put_off(decode_state(row), self._parts.clock.now_us()):
-                begun += await self._spawn(row.move_id)
+            begun += await self._attend(row)
         return begun
 
     async def sweep(self) -> int:
@@ -331,7 +334,7 @@ class Migration:
         if row.step == Step.OPEN:
             return await self._open(row.move_id, given, decode_state(row))
         if row.status == Status.RUNNING and not _is_anything(given):
-            await self._spawn(row.move_id)
+            await self._attend(row)
             return await self._view(row.move_id)
         await self._stop_task(row.move_id)
         async with self._held(row.move_id) as work:
@@ -389,6 +392,26 @@ class Migration:
             await work.save()
         await self._spawn(move_id)
         return await self._view(move_id)
+
+    async def _last_row(self, account: str) -> MoveRow:
+        did = await self._did(account)
+        row = await self._parts.engine.read("move.get", get_last_move, did)
+        if row is None:
+            raise RequestError("NotFound", f"There is no move of {account}")
+        return row
+
+    async def _attend(self, row: MoveRow) -> bool:
+        """Work on a move that shall go on now, if nobody does; return whether that was begun."""
+        parts, now_us = self._parts, self._parts.clock.now_us()
+        is_elsewhere = row.is_leased(now_us) and not parts.is_alone
+        if (
+            row.status != Status.RUNNING
+            or is_elsewhere
+            or Did(row.did) in self._busy
+            or is_put_off(decode_state(row), now_us)
+        ):
+            return False
+        return await self._spawn(row.move_id)
 
     async def _spawn(self, move_id: int) -> bool:
         """Work on a move in the background, if nobody does and there is room."""

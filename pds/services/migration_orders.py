@@ -79,7 +79,7 @@ async def _undo(asked: Asked) -> dict[str, Json]:
 
 
 async def _show(asked: Asked) -> dict[str, Json]:
-    return await asked.services.migration.get(asked.fields.text("account"))
+    return await asked.services.migration.look(asked.fields.text("account"))
 
 
 async def _list(asked: Asked) -> dict[str, Json]:

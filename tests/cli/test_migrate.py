@@ -147,8 +147,9 @@ async def test_a_server_that_is_killed_again_and_again_finishes_the_move(setting
 
 @pytest.mark.timeout(120)
 async def test_a_table_of_accounts_moves_and_a_second_run_goes_on(
-    setting: Setting, tmp_path: Path
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first run is without a server, one move at a time; the second gives it the codes."""
     people = [await make(setting, f"person{number}", blobs=1) for number in range(3)]
     table, report = tmp_path / "moves.csv", tmp_path / "report.csv"
 
@@ -166,11 +167,14 @@ async def test_a_table_of_accounts_moves_and_a_second_run_goes_on(
             return list(csv.DictReader(stream))
 
     write({})
+    assert await setting.new.stop() == 0
+    monkeypatch.setenv("PDS_MIGRATION_PARALLEL", "1")
     command = ["in", "--csv", str(table), "--report", str(report)]
     code, _, error = await setting.command(*command)
     assert code == 1, error
     assert [row["code"] for row in read()] == ["plc_token_needed"] * 3 + ["account_not_found"]
     assert report.stat().st_mode & 0o077 == 0
+    await setting.new.start()
     codes = {}
     for person in people:
         codes[person.did] = await code_for(setting, person.did)
