@@ -93,14 +93,14 @@ def verify(file: Path, *, passphrase_file: Path | None, as_json: bool) -> int:
 
 
 @archive.command("import")
-@click.argument("file", type=FILE)
+@click.argument("source", metavar="FILE", type=FILE)
 @click.option("--handle", required=True, help="Handle that the account shall have here.")
 @click.option("--email", required=True, help="Mail address of its holder.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @PASSPHRASE_FILE
 @order_options()
 def import_(
-    file: Path,
+    source: Path,
     handle: str,
     email: str,
     *,
@@ -113,11 +113,11 @@ def import_(
     Its identity still names another host: change that there as in a move, or with the owner's
     recovery key (`pds rescue start`), then activate the account.
     """
-    passphrase = passphrase_of(file, passphrase_file)
+    passphrase = passphrase_of(source, passphrase_file)
     Ordering(options).give(
         "archive.import",
         show_fields,
-        archive=str(file.absolute()),
+        archive=str(source.absolute()),
         passphrase=passphrase,
         handle=handle,
         email=email,
