@@ -115,13 +115,22 @@ class RemoteHost:
 
     # Sessions
 
-    async def log_in(self, did: Did, password: str, auth_factor_token: str | None = None) -> Login:
+    async def log_in(
+        self,
+        did: Did,
+        password: str,
+        auth_factor_token: str | None = None,
+        *,
+        handle: str | None = None,
+    ) -> Login:
         """Open a session with the main password, which is not kept (XRPC-27, ACC-45).
 
         Raises: MoveProblem for wrong passwords, app passwords and missing codes.
         """
+        # Hosts look names up in lower case, which the DID of a web host with a port is not.
+        identifier = did if handle is None or did == did.lower() else handle
         given: dict[str, Any] = {
-            "identifier": did,
+            "identifier": identifier,
             "password": password,
             "allowTakendown": True,
         }

@@ -67,7 +67,9 @@ async def log_in(work: Work, given: Given) -> None:
     """Open a session at the other host, if a password was given; it is not kept."""
     if given.password is None:
         return
-    login = await work.host.log_in(work.did, given.password, given.auth_factor_token)
+    login = await work.host.log_in(
+        work.did, given.password, given.auth_factor_token, handle=work.state.old_handle
+    )
     if work.state.email is None:
         work.state.email = login.email
 

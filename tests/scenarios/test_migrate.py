@@ -3,6 +3,7 @@
 Spec: (ACC-20..24, ACC-40, ACC-41, ACC-50..59, ACC-63)
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 
 from pds.errors import RequestError
+from pds.protocol.diddoc import render_web_document
+from pds.protocol.keys import parse_did_key
+from pds.protocol.syntax import Did
 from pds.services.migration import MoveInRequest, MoveOutRequest
 from pds.services.migration_work import Given
+from tests.fakes.web import running_web
 from tests.scenarios.moving import (
     NEW_PASSWORD,
     OWN_KEY,
@@ -29,6 +34,7 @@ from tests.scenarios.moving import (
     state_of,
     two_hosts,
 )
+from tests.scenarios.test_account_life import MOVER_SIGNER, WebIdentity
 from tests.support_client import Person, sign_up
 
 
@@ -239,3 +245,46 @@ async def test_secrets_of_a_move_are_sealed_and_gone_at_its_end(tmp_path: Path) 
         assert sealed is None
         assert b"eyJ" not in bytes(state)
         assert b"@example" not in bytes(state)
+
+
+async def test_a_did_web_account_moves_when_its_owner_has_published(tmp_path: Path) -> None:
+    """ACC-58: no operation, no code; the document that is shown has to be there."""
+    async with two_hosts(tmp_path) as hosts, running_web() as web:
+        identity = WebIdentity(web, Did(f"did:web:localhost%3A{web.port}"))
+        identity.publish(MOVER_SIGNER.public_key, "https://older.example")
+        session = await hosts.old.client.with_token(identity.token(hosts.old)).post(
+            "com.atproto.server.createAccount",
+            handle="mover.old.test",
+            did=identity.did,
+            email="mover@example.test",
+            password="mover-password",
+        )
+        client = hosts.old.client.with_token(session["accessJwt"])
+        asked = await client.get("com.atproto.identity.getRecommendedDidCredentials")
+        old_key = parse_did_key(asked["verificationMethods"]["atproto"])
+        document = render_web_document(
+            identity.did,
+            services={"atproto_pds": ("AtprotoPersonalDataServer", hosts.old.url)},
+            keys={"atproto": old_key},
+            also_known_as=("at://mover.old.test",),
+        )
+        web.set_page("localhost", "/.well-known/did.json", json.dumps(document).encode())
+        await client.post("com.atproto.server.activateAccount")
+        mover = Person(identity.did, "mover.old.test", "mover-password", "", client)
+        await mover.post("hello")
+        view = await stage(hosts, mover, handle="mover.new.test")
+        assert (view["status"], view["problem"]["code"]) == ("waiting", "document_needed")
+        assert (
+            view["document"]["service"][0]["serviceEndpoint"] == hosts.new.server.config.public_url
+        )
+        await hosts.migration.go_on(mover.did)
+        view = await hosts.migration.settle(mover.did)
+        assert view["problem"]["code"] == "document_needed"
+        web.set_page("localhost", "/.well-known/did.json", json.dumps(view["document"]).encode())
+        await hosts.migration.go_on(mover.did)
+        view = await hosts.migration.settle(mover.did)
+        assert (view["status"], view["warnings"]) == ("done", []), view
+        there = await login(hosts.new, "mover.new.test", NEW_PASSWORD)
+        key = view["document"]["verificationMethod"][0]["publicKeyMultibase"]
+        after = await snapshot(there, mover.did, f"did:key:{key}")
+        assert len(after.records) == 1
