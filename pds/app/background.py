@@ -28,6 +28,7 @@ from pds.services.blobs import Blobs
 from pds.services.event_retention import EventRetention
 from pds.services.identity_store import SavedIdentities
 from pds.services.jobs import Schedule
+from pds.services.plc_watch import EVERY_S as WATCH_PERIOD_S
 from pds.services.rewinds import Rewinds
 from pds.store.clock import get_accepted_us
 from pds.store.engine import MAX_BULK_ROWS
@@ -113,7 +114,7 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add("events.retention", retention.sweep, every_s=300)
     schedule.add("crawlers.announce", services.crawlers.sweep, every_s=60)
     keeping = services.keeping
-    schedule.add("identity.watch", keeping.plc_watch.sweep, every_s=60, first_after_s=60)
+    schedule.add("identity.watch", keeping.plc_watch.sweep, every_s=WATCH_PERIOD_S)
     if keeping.archives.settings.directory is not None:
         every_s = max(keeping.archives.settings.every_s, 60)
         schedule.add("archives.write", keeping.archives.sweep, every_s=every_s, first_after_s=600)
@@ -194,17 +195,17 @@ async def _look_around(base: Foundation, rewinds: Rewinds) -> None:
 
 
 async def _ask_relays(base: Foundation) -> dict[str, int]:
-    """The number that each relay has seen of us, as far as they know one and answer."""
+    """The highest number that each relay has seen of us, under whatever name, if it answers."""
     client = XrpcClient(base.trusted)
     seen: dict[str, int] = {}
 
-    async def ask(relay: str) -> None:
+    async def ask(relay: str, hostname: str) -> None:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 answer = await client.query(
                     relay,
                     "com.atproto.sync.getHostStatus",
-                    {"hostname": base.config.netloc},
+                    {"hostname": hostname},
                 )
         except (RemoteError, TimeoutError) as error:
             # A relay that knows nothing of us, or is silent, has nothing to say about numbers.
@@ -212,9 +213,11 @@ async def _ask_relays(base: Foundation) -> dict[str, int]:
             return
         seq = answer.get("seq")
         if isinstance(seq, int):
-            seen[relay] = seq
+            seen[relay] = max(seq, seen.get(relay, 0))
 
-    await asyncio.gather(*(ask(relay) for relay in base.config.federation.crawlers))
+    names = (base.config.netloc, *base.config.host.former_hostnames)
+    relays = base.config.federation.crawlers
+    await asyncio.gather(*(ask(relay, name) for relay in relays for name in names))
     return seen
 
 

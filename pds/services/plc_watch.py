@@ -33,6 +33,7 @@ from pds.store.plc_watch import (
     count_recent,
     forget_idle,
     get_watched,
+    has_idle,
     insert_foreign,
     list_due,
     list_foreign,
@@ -42,10 +43,15 @@ from pds.store.plc_watch import (
 )
 
 US_PER_S: Final = 1_000_000
-BATCH: Final = 100
-"""Accounts looked at in one run of the job, each minute: 6,000 an hour."""
-PAUSE_S: Final = 0.2
-"""Between two questions: the directory is everybody's."""
+EVERY_S: Final = 300
+"""Between two runs of the job."""
+BATCH: Final = 500
+"""Accounts looked at in one run: 6,000 an hour."""
+AT_ONCE: Final = 20
+PAUSE_S: Final = 4.0
+"""After so many questions, so that there are five a second: the directory is everybody's."""
+MAX_UNKNOWN: Final = 5
+"""So many questions without an answer end a run: the directory has other troubles than ours."""
 IDLE_US: Final = 4 * 86_400 * US_PER_S
 """A deactivated account is watched for so long: it may be the attacker who has moved it away."""
 ACTOR: Final = "plc-watch"
@@ -122,9 +128,11 @@ class PlcWatch:
         if not self.settings.every_s:
             return counts
         now_us = self._clock.now_us()
-        due = await self._engine.transact("plc_watch.due", self._list_due, now_us, bulk=True)
-        for number, account in enumerate(due):
-            if number:
+        due, is_idle = await self._engine.read("plc_watch.due", self._list_due, now_us)
+        if is_idle:
+            await self._engine.transact("plc_watch.idle", forget_idle, now_us - IDLE_US, bulk=True)
+        for number, account in enumerate(due, 1):
+            if number % AT_ONCE == 0:
                 await asyncio.sleep(self._pause_s)
             try:
                 counts["foreign"] += await self.look(account)
@@ -133,6 +141,8 @@ class PlcWatch:
                 # It stays due; an unreachable directory says nothing about anybody.
                 counts["unknown"] += 1
                 _log.info("plc_watch.not_looked", did=account.did, reason=str(error))
+                if counts["unknown"] >= MAX_UNKNOWN:
+                    break
         await self._tell()
         since_us = self._clock.now_us() - RECOVERY_WINDOW_US
         self.open_alarms = await self._engine.read("plc_watch.open", count_recent, since_us)
@@ -186,14 +196,14 @@ class PlcWatch:
             accounts=(account.aid,),
         )
 
-    def _list_due(self, txn: Txn, now_us: int) -> list[WatchedAccount]:
-        forget_idle(txn, deactivated_before=now_us - IDLE_US)
-        return list_due(
+    def _list_due(self, txn: Txn, now_us: int) -> tuple[list[WatchedAccount], bool]:
+        due = list_due(
             txn,
             looked_before=now_us - self.settings.every_s * US_PER_S,
             deactivated_after=now_us - IDLE_US,
             limit=BATCH,
         )
+        return due, has_idle(txn, now_us - IDLE_US)
 
     def _note(
         self,

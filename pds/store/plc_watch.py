@@ -81,7 +81,17 @@ def put_look(txn: Txn, aid: int, *, last_cid: str, seen_at: int, now_us: int) ->
     )
 
 
-def forget_idle(txn: Txn, *, deactivated_before: int) -> None:
+def has_idle(txn: Txn, deactivated_before: int) -> bool:
+    """Return whether `forget_idle` has something to forget."""
+    row = txn.read_one(
+        "SELECT w.aid FROM plc_watch w JOIN account a ON a.aid = w.aid"
+        " WHERE a.deactivated_at IS NOT NULL AND a.deactivated_at <= ? LIMIT 1",
+        (deactivated_before,),
+    )
+    return row is not None
+
+
+def forget_idle(txn: Txn, deactivated_before: int) -> None:
     """Forget how far logs were read of accounts that have been deactivated for long.
 
     Their owners are elsewhere; should they come back, the log is taken as it is then.

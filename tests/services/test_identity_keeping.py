@@ -246,6 +246,13 @@ async def test_a_directory_that_does_not_answer_says_nothing_and_is_asked_again(
     assert (await keepers.watch.sweep())["looked"] == 1
 
 
+async def test_a_directory_in_trouble_is_not_asked_about_everybody(keepers: Keepers) -> None:
+    for number in range(8):
+        await keepers.host.add(f"account{number}.pds.test")
+    keepers.host.plc.mood = Mood.FAULTY
+    assert await keepers.look() == {"looked": 0, "foreign": 0, "unknown": 5}
+
+
 async def test_a_log_that_did_not_grow_is_not_fetched(keepers: Keepers) -> None:
     alice = await keepers.host.add()
     await keepers.look()
