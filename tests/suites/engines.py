@@ -19,7 +19,7 @@ from pds.store.base import QueueLimits, ThreadedEngine
 from pds.store.clock import Clock
 from pds.store.engine import MakeDurable, Recorder, Row, Statement
 from pds.store.maintenance import MaintenanceSettings
-from pds.store.postgres import PostgresEngine, migrate_link
+from pds.store.postgres import PostgresEngine
 from pds.store.postgres_link import Link, PostgresSettings
 from pds.store.replay import WriteLog, compare, dump_rows, replay
 from pds.store.sqlite import (
@@ -30,7 +30,7 @@ from pds.store.sqlite import (
 )
 from pds.store.writer import nothing_more
 from tests.fakes.clock import FakeClock
-from tests.support_postgres import drop_database, is_chosen, make_database
+from tests.support_postgres import drop_database, is_chosen, make_migrated
 
 
 class Backend(Protocol):
@@ -135,10 +135,10 @@ class PostgresBackend:
 
     def dump_replayed(self, groups: Sequence[Sequence[Statement]]) -> dict[str, list[Row]]:
         """All rows of a new database after a replay."""
-        url = make_database(self.url)
+        url = make_migrated(self.url)
         link = Link(url, {})
+        link.open()
         try:
-            migrate_link(link, now_us=0)
             replay(groups, link)
             return self._dump(url)
         finally:
@@ -161,7 +161,7 @@ async def open_engine(folder: Path, clock: Clock | None = None) -> AsyncIterator
         async with _proven(SqliteBackend(folder), clock) as engine:
             yield engine
         return
-    backend = PostgresBackend(make_database())
+    backend = PostgresBackend(make_migrated())
     try:
         async with _proven(backend, clock) as engine:
             yield engine
