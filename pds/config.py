@@ -28,6 +28,7 @@ from pds.net.dns import DnsClient, DnsSettings
 from pds.services.archives import ArchiveSettings
 from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
+from pds.services.hostname_change import HostnameChangeSettings
 from pds.services.limits import RateSettings, RequestLimits
 from pds.services.mail_transports import MailSettings
 from pds.services.migration_settings import MigrationSettings
@@ -188,6 +189,7 @@ class Config:
     exports: SpoolSettings = field(default_factory=SpoolSettings)
     archives: ArchiveSettings = field(default_factory=ArchiveSettings)
     plc_watch: PlcWatchSettings = field(default_factory=PlcWatchSettings)
+    hostname_change: HostnameChangeSettings = field(default_factory=HostnameChangeSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     outbound: OutboundSettings = field(default_factory=OutboundSettings)
     migration: MigrationSettings = field(default_factory=MigrationSettings)
@@ -223,6 +225,32 @@ class Config:
         if self.host.handle_domains is not None:
             return self.host.handle_domains
         return (".test",) if self.is_local else (f".{self.host.hostname}",)
+
+    @property
+    def former_urls(self) -> tuple[str, ...]:
+        """The public URLs that this server had under its former names."""
+        return tuple(
+            f"http://localhost:{self.listener.port}" if name == "localhost" else f"https://{name}"
+            for name in self.host.former_hostnames
+        )
+
+    @property
+    def further_service_dids(self) -> tuple[str, ...]:
+        """DIDs by which others may still call this server, beside its own; see `service_did`."""
+        if not self.host.former_hostnames:
+            return ()
+        urls = (self.public_url, *self.former_urls)
+        dids = (f"did:web:{url.partition('://')[2].replace(':', '%3A')}" for url in urls)
+        return tuple(did for did in dids if did != self.service_did)
+
+    @property
+    def former_handle_domains(self) -> tuple[str, ...]:
+        """Domains under which accounts may still have handles."""
+        domains = self.host.former_handle_domains
+        if domains is None:
+            names = self.host.former_hostnames
+            domains = tuple(".test" if name == "localhost" else f".{name}" for name in names)
+        return tuple(domain for domain in domains if domain not in self.handle_domains)
 
     @property
     def blob_location(self) -> Path:
@@ -402,6 +430,12 @@ def _check(config: Config) -> None:
     host = config.host
     if not _HOSTNAME.fullmatch(host.hostname):
         raise ConfigError("PDS_HOSTNAME must be a host name only, without https:// and port")
+    for name in host.former_hostnames:
+        if not _HOSTNAME.fullmatch(name) or name == host.hostname:
+            raise ConfigError("PDS_FORMER_HOSTNAMES must name hosts, and not that of PDS_HOSTNAME")
+    for domain in config.former_handle_domains:
+        if not _HANDLE_DOMAIN.fullmatch(domain):
+            raise ConfigError(f"PDS_FORMER_HANDLE_DOMAINS: {domain!r} must look like .example.org")
     for domain in config.handle_domains:
         if not _HANDLE_DOMAIN.fullmatch(domain):
             raise ConfigError(f"PDS_SERVICE_HANDLE_DOMAINS: {domain!r} must look like .example.org")

@@ -195,17 +195,17 @@ async def _look_around(base: Foundation, rewinds: Rewinds) -> None:
 
 
 async def _ask_relays(base: Foundation) -> dict[str, int]:
-    """The number that each relay has seen of us, as far as they know one and answer."""
+    """The highest number that each relay has seen of us, under whatever name, if it answers."""
     client = XrpcClient(base.trusted)
     seen: dict[str, int] = {}
 
-    async def ask(relay: str) -> None:
+    async def ask(relay: str, hostname: str) -> None:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 answer = await client.query(
                     relay,
                     "com.atproto.sync.getHostStatus",
-                    {"hostname": base.config.netloc},
+                    {"hostname": hostname},
                 )
         except (RemoteError, TimeoutError) as error:
             # A relay that knows nothing of us, or is silent, has nothing to say about numbers.
@@ -213,9 +213,11 @@ async def _ask_relays(base: Foundation) -> dict[str, int]:
             return
         seq = answer.get("seq")
         if isinstance(seq, int):
-            seen[relay] = seq
+            seen[relay] = max(seq, seen.get(relay, 0))
 
-    await asyncio.gather(*(ask(relay) for relay in base.config.federation.crawlers))
+    names = (base.config.netloc, *base.config.host.former_hostnames)
+    relays = base.config.federation.crawlers
+    await asyncio.gather(*(ask(relay, name) for relay in relays for name in names))
     return seen
 
 

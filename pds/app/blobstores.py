@@ -79,7 +79,10 @@ async def open_place(
         from pds.blobstore.s3 import S3BlobStore
     except ImportError as error:
         raise ConfigError(NEEDS_S3) from error
-    store = S3BlobStore(s3_settings(place, owner=config.service_did), spool)
+    settings = s3_settings(
+        place, owner=config.service_did, former_owners=config.further_service_dids
+    )
+    store = S3BlobStore(settings, spool)
     try:
         async with asyncio.timeout(START_PATIENCE_S):
             await store.start()
@@ -101,7 +104,9 @@ async def probe_bucket(config: Config, number: int, note: Callable[[str], None])
     return await Probe(s3_settings(place)).run(note)
 
 
-def s3_settings(place: BlobPlaceSettings, *, owner: str | None = None) -> "S3Settings":
+def s3_settings(
+    place: BlobPlaceSettings, *, owner: str | None = None, former_owners: tuple[str, ...] = ()
+) -> "S3Settings":
     """Return what the S3 store wants to know. Raises: ConfigError."""
     from pds.blobstore.s3 import S3Settings
 
@@ -126,4 +131,5 @@ def s3_settings(place: BlobPlaceSettings, *, owner: str | None = None) -> "S3Set
         request_timeout_s=place.s3_request_timeout_s,
         presigned_read_s=PRESIGNED_READ_S if place.s3_presigned_reads else None,
         owner=owner,
+        former_owners=former_owners,
     )

@@ -54,6 +54,7 @@ def build_handle_policy(base: Foundation) -> HandlePolicy:
     return HandlePolicy(
         HandleSettings(
             service_domains=config.handle_domains,
+            former_domains=config.former_handle_domains,
             reserved_labels=reserved_labels(config.host.reserved_handles),
             root_handles=config.host.root_handles,
             dev=config.host.dev_mode or config.is_local,
@@ -95,6 +96,7 @@ def build_identity_services(base: Foundation, parts: Parts) -> IdentityServices:
             handles=parts.handles,
             states=parts.states,
             public_url=config.public_url,
+            former_urls=config.former_urls,
         ),
         identity_journal=journal,
         key_rotation=KeyRotation(
@@ -116,6 +118,7 @@ def build_identity_services(base: Foundation, parts: Parts) -> IdentityServices:
             mails=parts.mails,
             settings=PlcSettings(
                 public_url=config.public_url,
+                former_urls=config.former_urls,
                 recovery_did_key=config.identity.recovery_did_key,
                 allow_self_custody=config.identity.allow_self_custody,
             ),

@@ -83,6 +83,7 @@ def build_migration(base: Foundation, parts: MovingParts) -> Migration:
             ),
             settings=config.migration,
             public_url=config.public_url,
+            former_urls=config.former_urls,
             service_did=config.service_did,
             recovery_did_key=config.identity.recovery_did_key,
             invite_required=config.sign_up.invite_required,

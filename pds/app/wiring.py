@@ -9,6 +9,7 @@ from typing import Final
 import pds
 from pds.app.app_views import ViewServices, build_views
 from pds.app.foundation import Foundation
+from pds.app.hostname import build_hostname_change
 from pds.app.identities import (
     IdentityServices,
     Parts,
@@ -151,7 +152,8 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         handle_change=identity.handle_change,
         handle_names=identity.handle_names,
         health=Health(engine=engine, version=pds.__version__, blobs=base.blobstore.ping),
-        hosting=Hosting(engine=engine, hostname=config.netloc),
+        hosting=_build_hosting(base),
+        hostname_change=build_hostname_change(base, common.handles, identity.identity_journal),
         identity=_build_identity(base, common),
         identity_checks=identity.identity_checks,
         identity_journal=identity.identity_journal,
@@ -312,6 +314,15 @@ def _build_crawlers(base: Foundation, firehose: Firehose) -> Crawlers:
     )
 
 
+def _build_hosting(base: Foundation) -> Hosting:
+    config = base.config
+    return Hosting(
+        engine=base.engine,
+        hostname=config.netloc,
+        former_hostnames=config.host.former_hostnames,
+    )
+
+
 def _build_identity(base: Foundation, common: _Common) -> Identity:
     return Identity(
         resolver=base.resolver,
@@ -380,7 +391,11 @@ def _build_sessions(
         clock=base.clock,
         wall=base.time,
         accounts=cache,
-        tokens=SessionTokens(secrets=[config.secrets.jwt_secret], service_did=config.service_did),
+        tokens=SessionTokens(
+            secrets=[config.secrets.jwt_secret],
+            service_did=config.service_did,
+            former_dids=config.further_service_dids,
+        ),
         passwords=passwords,
         settings=SessionSettings(limits=LoginLimits() if config.rates.sign_ins_enabled else None),
         rate_limits=rate_limits,
@@ -434,6 +449,7 @@ def _build_identity_check(base: Foundation) -> IdentityCheck:
         plc=base.plc,
         documents=base.resolver,
         public_url=base.config.public_url,
+        former_urls=base.config.former_urls,
         rotation_key=None if base.config.identity.allow_self_custody else rotation_key,
     )
 
@@ -454,6 +470,7 @@ def _build_service_tokens(base: Foundation, cache: AccountCache) -> ServiceToken
         accounts=cache,
         resolver=base.resolver,
         service_did=base.config.service_did,
+        former_dids=base.config.further_service_dids,
         moderator_did=base.config.federation.mod_service_did,
         dev=base.config.is_unguarded,
     )
@@ -491,6 +508,7 @@ def _server_info_settings(config: Config) -> ServerInfoSettings:
         version=pds.__version__,
         service_did=config.service_did,
         hostname=host.hostname,
+        former_hostnames=host.former_hostnames,
         public_url=config.public_url,
         handle_domains=config.handle_domains,
         invite_required=config.sign_up.invite_required,

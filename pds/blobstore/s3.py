@@ -79,6 +79,8 @@ class S3Settings:
     presigned_read_s: float | None = None
     owner: str | None = None
     """Who alone may keep blobs in the folder; None does not ask."""
+    former_owners: tuple[str, ...] = ()
+    """Earlier names of the owner, in whose place it comes."""
 
 
 class S3BlobStore:
@@ -103,8 +105,10 @@ class S3BlobStore:
         try:
             with _failing("read the owner"):
                 found = await obstore.get_async(self._store, path)
-                owner = bytes(await found.bytes_async()).decode("utf-8", "replace")
+                owner: str | None = bytes(await found.bytes_async()).decode("utf-8", "replace")
         except FileNotFoundError:
+            owner = None
+        if owner is None or owner in self._settings.former_owners:
             owner = self._settings.owner
             with _failing("write the owner"):
                 await obstore.put_async(self._store, path, owner.encode())

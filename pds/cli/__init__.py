@@ -21,6 +21,7 @@ from pds.cli import (
     convert,
     dev,
     event,
+    hostname,
     import_reference,
     invite,
     jobs,
@@ -62,6 +63,7 @@ commands.add_command(configuration.config)
 commands.add_command(convert.convert)
 commands.add_command(dev.dev)
 commands.add_command(event.event)
+commands.add_command(hostname.hostname)
 commands.add_command(import_reference.import_reference)
 commands.add_command(invite.invite)
 commands.add_command(jobs.jobs)

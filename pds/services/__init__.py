@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pds.services.handle_names import HandleNames
     from pds.services.health import Health
     from pds.services.hosting import Hosting
+    from pds.services.hostname_change import HostnameChange
     from pds.services.identity import Identity
     from pds.services.identity_checks import IdentityChecks
     from pds.services.identity_journal import IdentityJournal
@@ -77,6 +78,7 @@ class Services:
     handle_names: HandleNames
     health: Health
     hosting: Hosting
+    hostname_change: HostnameChange
     identity: Identity
     identity_checks: IdentityChecks
     identity_journal: IdentityJournal

@@ -10,6 +10,7 @@ its numbers with those of the host that the account leaves (ACC-51).
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -68,13 +69,17 @@ class IdentityCheck:
         documents: Documents,
         public_url: str,
         rotation_key: str | None,
+        former_urls: Sequence[str] = (),
     ) -> None:
-        """`rotation_key` is the did:key that a did:plc must list; None when none has to be."""
+        """`rotation_key` is the did:key that a did:plc must list; None when none has to be.
+
+        `former_urls` are as good as `public_url`.
+        """
         self._engine = engine
         self._keystore = keystore
         self._plc = plc
         self._documents = documents
-        self._public_url = public_url
+        self._urls = frozenset({public_url, *former_urls})
         self._rotation_key = rotation_key
 
     async def check(self, account: Account) -> None:
@@ -99,7 +104,7 @@ class IdentityCheck:
         keys = claims.rotation_keys
         if self._rotation_key is not None and keys is not None and self._rotation_key not in keys:
             raise _refused("Server rotation key not included in PLC DID data")
-        if claims.endpoint != self._public_url:
+        if claims.endpoint not in self._urls:
             raise _refused(
                 "DID document atproto_pds service endpoint does not match PDS public url"
             )

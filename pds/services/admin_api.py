@@ -25,6 +25,7 @@ from pds.services.admin_accounts import AccountInfo, account_view, invite_view
 from pds.services.admin_keeping import KEEPING_ACTS
 from pds.services.admin_orders import Act, Asked, Fields
 from pds.services.audit import Order, audit_view
+from pds.services.hostname_orders import HOSTNAME_ACTS
 from pds.services.migration_orders import MOVE_ACTS
 from pds.services.moderation import (
     AccountChange,
@@ -350,6 +351,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "audit.list": _list_audit,
     **MOVE_ACTS,
     **KEEPING_ACTS,
+    **HOSTNAME_ACTS,
 }
 """Every order by its name."""
 

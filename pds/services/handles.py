@@ -60,6 +60,8 @@ class HandleSettings:
 
     service_domains: tuple[str, ...]
     """Suffixes that start with a dot, such as `.example.com`."""
+    former_domains: tuple[str, ...] = ()
+    """Suffixes under which there still are handles of ours, and no new ones."""
     min_label_chars: int = 3
     max_label_chars: int = 18
     reserved_labels: frozenset[str] = RESERVED_LABELS
@@ -73,7 +75,7 @@ class HandlePolicy:
     """Judges handles for sign-up and change."""
 
     def __init__(self, settings: HandleSettings) -> None:
-        for domain in settings.service_domains:
+        for domain in (*settings.service_domains, *settings.former_domains):
             if not domain.startswith(".") or domain != domain.lower():
                 message = f"PDS_SERVICE_HANDLE_DOMAINS: {domain!r} must be lower-case, after a dot"
                 raise ConfigError(message)
@@ -105,8 +107,22 @@ class HandlePolicy:
         return handle
 
     def is_ours(self, handle: Handle) -> bool:
-        """Whether the handle lies under one of our service domains, or is one that we give out."""
-        return self._domain(handle) is not None or self._is_root(handle)
+        """Whether the handle lies under one of our domains, or is one that we give out."""
+        return (
+            self._domain(handle) is not None
+            or self._is_root(handle)
+            or self._former_domain(handle) is not None
+        )
+
+    def find_successor(self, handle: Handle) -> Handle | None:
+        """Return the same label under our first domain, for a handle under a former one.
+
+        Raises: RequestError `InvalidHandle` when that is no handle.
+        """
+        former = self._former_domain(handle)
+        if former is None or self._domain(handle) is not None or not self.service_domains:
+            return None
+        return self.parse(handle[: -len(former)] + self.service_domains[0])
 
     def check_ours(self, handle: Handle, *, allow_reserved: bool = False) -> None:
         """Refuse a handle that this host does not give out (ID-20).
@@ -140,4 +156,10 @@ class HandlePolicy:
     def _domain(self, handle: Handle) -> str | None:
         """The longest service domain that the handle lies under."""
         matching = [domain for domain in self.service_domains if handle.endswith(domain)]
+        return max(matching, key=len, default=None)
+
+    def _former_domain(self, handle: Handle) -> str | None:
+        """The longest former domain that the handle lies under."""
+        domains = self._settings.former_domains
+        matching = [domain for domain in domains if handle.endswith(domain)]
         return max(matching, key=len, default=None)

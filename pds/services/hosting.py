@@ -4,6 +4,7 @@
 An answer of that form lets the same tool look at a relay and at a host (SYNC-60).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,16 +31,19 @@ class HostStatus:
 class Hosting:
     """Answers questions about this host as a whole."""
 
-    def __init__(self, *, engine: Engine, hostname: str) -> None:
+    def __init__(
+        self, *, engine: Engine, hostname: str, former_hostnames: Sequence[str] = ()
+    ) -> None:
         self._engine = engine
         self._hostname = hostname
+        self._names = frozenset({hostname.lower(), *former_hostnames})
 
     async def status(self, hostname: str) -> HostStatus:
-        """Return how this host is.
+        """Return how this host is; asked for by a former name, it answers with the present one.
 
         Raises: RequestError `HostNotFound` for every other one.
         """
-        if hostname.strip().lower().rstrip(".") != self._hostname.lower():
+        if hostname.strip().lower().rstrip(".") not in self._names:
             raise RequestError("HostNotFound", "This server knows of no host but itself")
         return await self._own_status()
 

@@ -10,6 +10,7 @@ What an act changes once the directory has its operation:
 | kind | rows | events |
 |---|---|---|
 | handle | the handle | `#identity` with the handle |
+| endpoint | none | `#identity` |
 | signing key | the key, the head signed anew | `#identity`, then `#commit` and `#sync` if active |
 | submitted | none | `#identity` |
 
@@ -29,7 +30,7 @@ from pds.log import get_logger
 from pds.protocol.commit import sign_commit
 from pds.protocol.keys import Curve
 from pds.protocol.mst.tree import NodeCache
-from pds.protocol.plc import PlcError, PlcOperation, parse_operation
+from pds.protocol.plc import PDS_SERVICE_ID, PlcError, PlcOperation, parse_operation
 from pds.protocol.repo import Head
 from pds.protocol.syntax import Did, Handle
 from pds.services.account_cache import AccountCache
@@ -69,6 +70,8 @@ class ActKind(StrEnum):
     """What an act is about."""
 
     HANDLE = "handle"
+    ENDPOINT = "endpoint"
+    """The URL of this host, after it got another name."""
     SIGNING_KEY = "signing_key"
     SUBMITTED = "submitted"
 
@@ -76,6 +79,7 @@ class ActKind(StrEnum):
 _ACT_NAMES: Final[Mapping[ActKind, str]] = MappingProxyType(
     {
         ActKind.HANDLE: "account.set-handle",
+        ActKind.ENDPOINT: "account.set-endpoint",
         ActKind.SIGNING_KEY: "account.set-signing-key",
         ActKind.SUBMITTED: "account.submit-operation",
     }
@@ -84,6 +88,7 @@ _ACT_NAMES: Final[Mapping[ActKind, str]] = MappingProxyType(
 _CHANGED: Final[Mapping[ActKind, str]] = MappingProxyType(
     {
         ActKind.HANDLE: "handle",
+        ActKind.ENDPOINT: "endpoint",
         ActKind.SIGNING_KEY: "signingKey",
         ActKind.SUBMITTED: "operation",
     }
@@ -307,6 +312,9 @@ class ActRows:
                 self._take_handle(txn, act)
             case ActKind.SIGNING_KEY:
                 before, after = self._take_key(txn, act, account.key_id, moment)
+            case ActKind.ENDPOINT:
+                after = _endpoint(act.operation)
+                emit_identity(txn, act.aid, act.did, None)
             case ActKind.SUBMITTED:
                 emit_identity(txn, act.aid, act.did, None)
         if act.actor is not None:
@@ -382,3 +390,10 @@ class ActRows:
             if reserved is not None and reserved.state == act.did.encode():
                 delete_journal(txn, reserved.journal_id)
         return act
+
+
+def _endpoint(operation: PlcOperation | None) -> str | None:
+    """Return the URL that an operation gives to the host of the account."""
+    state = None if operation is None else operation.state
+    service = None if state is None else state.services.get(PDS_SERVICE_ID)
+    return None if service is None else service.endpoint

@@ -94,6 +94,7 @@ class IdentityChecks:
         handles: HandlePolicy,
         states: AccountStates,
         public_url: str,
+        former_urls: Sequence[str] = (),
         batch: int = BATCH,
     ) -> None:
         self._engine = engine
@@ -102,6 +103,7 @@ class IdentityChecks:
         self._handles = handles
         self._states = states
         self._public_url = public_url
+        self._urls = frozenset({public_url, *former_urls})
         self._batch = batch
 
     async def recheck(self, now_us: int) -> int:
@@ -140,7 +142,7 @@ class IdentityChecks:
             document = await self._resolver.resolve_did(account.did, refresh=True)
         except NotResolvable:
             return Finding.GONE
-        if document.pds_endpoint is not None and document.pds_endpoint != self._public_url:
+        if document.pds_endpoint is not None and document.pds_endpoint not in self._urls:
             return Finding.MOVED
         key, key_id = document.signing_key, account.key_id
         if key_id is not None:

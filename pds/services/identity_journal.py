@@ -134,6 +134,17 @@ class IdentityJournal:
         if plan.build is not None:
             plan.build(await self._ask_last(plan.act.did))
 
+    async def settle(self, did: Did) -> bool:
+        """Settle what an earlier act left under this DID; return whether nothing is open now."""
+        if did in self._busy:
+            return False
+        self._busy.add(did)
+        try:
+            await self._settle_left_over(ACT_KIND, did)
+        finally:
+            self._busy.discard(did)
+        return await self._engine.read("identity.left_over", find_act, ACT_KIND, did) is None
+
     async def close(self) -> None:
         """Wait for the acts that are under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

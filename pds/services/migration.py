@@ -132,7 +132,7 @@ class Migration:
                 raise MoveProblem(
                     Code.HANDLE_NEEDED, "There is no handle to keep", "Choose one (--handle)"
                 )
-            if traveller.url == self._parts.public_url:
+            if traveller.url in (self._parts.public_url, *self._parts.former_urls):
                 raise MoveProblem(
                     Code.ALREADY_HERE, "The identity names this host", "There is nothing to move"
                 )
@@ -162,7 +162,7 @@ class Migration:
         if not request.by_operator:
             await self._parts.sessions.check_password(account.did, request.owner_password or "")
         url = parse_origin(request.url)
-        if url is None or url == self._parts.public_url:
+        if url is None or url in (self._parts.public_url, *self._parts.former_urls):
             raise RequestError("InvalidRequest", "The new host must be the URL of another host")
         try:
             open_row = await self._open_row(account.did)

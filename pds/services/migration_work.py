@@ -90,6 +90,7 @@ class MigrationParts:
     watch: Watch
     settings: MigrationSettings
     public_url: str
+    former_urls: tuple[str, ...]
     service_did: str
     recovery_did_key: str | None
     invite_required: bool

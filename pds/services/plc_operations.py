@@ -79,6 +79,8 @@ class PlcSettings:
     """What an identity that lives here says."""
 
     public_url: str
+    former_urls: tuple[str, ...] = ()
+    """Earlier ones, which identities may still name."""
     recovery_did_key: str | None = None
     """The operator's rotation key, above ours (ACC-14)."""
     allow_self_custody: bool = True
@@ -197,7 +199,7 @@ class PlcOperations:
 
         def check(txn: Txn) -> None:
             check_not_taken_down(_get_account(txn, aid))
-            _check_lives_here(state, self._credentials(txn, aid))
+            _check_lives_here(state, self._credentials(txn, aid), self._settings.former_urls)
 
         await self._engine.read("plc.check", check)
         log = await self._ask(account.did, self._plc.get_audit_log)
@@ -234,12 +236,12 @@ class PlcOperations:
             ) from error
 
 
-def _check_lives_here(state: PlcState, ours: Credentials) -> None:
+def _check_lives_here(state: PlcState, ours: Credentials, former_urls: tuple[str, ...]) -> None:
     """Refuse an identity with which the account could not live here (ID-69)."""
     service = state.services.get(PDS_SERVICE_ID)
     if service is None or service.type != PDS_SERVICE_TYPE:
         raise _refused("Incorrect type on atproto_pds service")
-    if service.endpoint != ours.endpoint:
+    if service.endpoint not in (ours.endpoint, *former_urls):
         raise _refused("Incorrect endpoint on atproto_pds service")
     if state.verification_methods.get(SIGNING_KEY_ID) != ours.signing_key:
         raise _refused("Incorrect signing key")

@@ -1,6 +1,7 @@
 """What this server says about itself: describeServer, its DID document, its front page.
 
-All of it is fixed at start, so the answers are made once.
+All of it is fixed at start, so the answers are made once. Under a former name of this server the
+DID of that name has a document too, which says where the service is now.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class ServerInfoSettings:
     handle_domains: tuple[str, ...]
     invite_required: bool
     blob_upload_limit: int
+    former_hostnames: tuple[str, ...] = ()
     service_name: str | None = None
     privacy_policy_url: str | None = None
     terms_of_service_url: str | None = None
@@ -54,14 +56,25 @@ class ServerInfo:
         """The answer of com.atproto.server.describeServer (XRPC-88)."""
         return self._description
 
-    def did_document(self) -> Json:
-        """The document of our own did:web, None if our DID is published elsewhere (ID-34)."""
+    def is_own_name(self, name: str) -> bool:
+        """Whether a host name is or was that of this server."""
+        return name == self.settings.hostname or name in self.settings.former_hostnames
+
+    def did_document(self, host: str = "") -> Json:
+        """The document of our did:web, None if our DID is published elsewhere (ID-34).
+
+        `host` is the name under which it is asked for, as in a Host header.
+        """
         settings = self.settings
-        authority = settings.public_url.partition("://")[2].replace(":", "%3A")
-        if settings.service_did != f"did:web:{authority}":
-            return None
+        name = host.partition(":")[0].lower().rstrip(".")
+        if name in settings.former_hostnames and name != "localhost":
+            did = f"did:web:{name}"
+        else:
+            did = "did:web:" + settings.public_url.partition("://")[2].replace(":", "%3A")
+            if settings.service_did != did and not settings.former_hostnames:
+                return None
         return render_web_document(
-            parse_did(settings.service_did),
+            parse_did(did),
             services={SERVICE_ID: (SERVICE_TYPE, settings.public_url)},
         )
 

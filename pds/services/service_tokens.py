@@ -15,7 +15,7 @@ Spec: xrpc#inter-service-authentication-jwt (XRPC-40..47)
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Final
@@ -68,6 +68,7 @@ class ServiceTokens:
         accounts: AccountCache,
         resolver: Resolver,
         service_did: str,
+        former_dids: Sequence[str] = (),
         moderator_did: str | None = None,
         dev: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
@@ -77,7 +78,8 @@ class ServiceTokens:
         self._keystore = keystore
         self._accounts = accounts
         self._resolver = resolver
-        self._audiences = frozenset({service_did, f"{service_did}#atproto_pds"})
+        dids = (service_did, *former_dids)
+        self._audiences = frozenset({*dids, *(f"{did}#atproto_pds" for did in dids)})
         self._moderator_did = moderator_did
         self._dev = dev
         self._signers: AidCache[int, Signer] = AidCache(monotonic=monotonic)

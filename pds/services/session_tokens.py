@@ -62,7 +62,10 @@ class RefreshClaims:
 class SessionTokens:
     """Makes and checks session tokens; the first secret signs, all of them verify."""
 
-    def __init__(self, *, secrets: Sequence[str], service_did: str) -> None:
+    def __init__(
+        self, *, secrets: Sequence[str], service_did: str, former_dids: Sequence[str] = ()
+    ) -> None:
+        """`former_dids` are those that were the service's when older tokens were made."""
         if not secrets or any(len(secret) < MIN_SECRET_CHARS for secret in secrets):
             message = f"PDS_JWT_SECRET must be set to at least {MIN_SECRET_CHARS} characters"
             raise ConfigError(message)
@@ -72,6 +75,7 @@ class SessionTokens:
         self._key = keys[0]
         self._kid = _key_id(keys[0])
         self._service_did = service_did
+        self._audiences = frozenset({service_did, *former_dids})
         self._good: dict[str, AccessClaims] = {}
 
     def issue_access(
@@ -169,7 +173,7 @@ class SessionTokens:
             raise _invalid("Invalid token type")
         if any(claim in claims for claim in _FOREIGN_CLAIMS):
             raise _invalid("Malformed token")
-        if claims.get("aud") != self._service_did:
+        if not isinstance(aud := claims.get("aud"), str) or aud not in self._audiences:
             raise _invalid("Token is for another service")
         _instant(claims, "iat")
         if "nbf" in claims and _instant(claims, "nbf") > now_s:

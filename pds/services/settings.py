@@ -129,6 +129,19 @@ class HostSettings:
         "Public host name; `localhost` means `http://localhost:PORT`.",
         default="localhost",
     )
+    former_hostnames: tuple[str, ...] = setting(
+        "PDS_FORMER_HOSTNAMES",
+        "Earlier host names, between commas, under which this server still answers: identities that"
+        " name them count as here, and sessions made under them go on. See `pds hostname move`.",
+        default=(),
+        parse=parse_lower_list,
+    )
+    former_handle_domains: tuple[str, ...] | None = setting(
+        "PDS_FORMER_HANDLE_DOMAINS",
+        "Domains under which accounts still have handles and get no new ones, with a leading dot;"
+        " those of PDS_FORMER_HOSTNAMES when unset.",
+        parse=parse_lower_list,
+    )
     admin_url: str | None = setting(
         "PDS_ADMIN_URL",
         "Where commands such as `pds account` reach the running server, when that is not its own"

@@ -22,7 +22,7 @@ def add_routes(router: WebRouter, *, info: ServerInfo, accounts: Accounts) -> No
 
 def _did_document(info: ServerInfo) -> WebHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        document = info.did_document()
+        document = info.did_document(request.headers.get("Host", ""))
         if document is None:
             raise web.HTTPNotFound
         return web.Response(body=orjson.dumps(document), content_type="application/json")
@@ -44,7 +44,7 @@ def _handle_proof(accounts: Accounts) -> WebHandler:
 def _name_check(info: ServerInfo, accounts: Accounts) -> WebHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         name = request.query.get("domain", "").lower()
-        if name == info.settings.hostname:
+        if info.is_own_name(name):
             return web.Response(text="this server\n")
         account = await accounts.lookup(name) if name.isascii() else None
         if account is None or account.handle != name:
