@@ -254,3 +254,18 @@ async def test_owner_is_asked_for_again_when_the_bucket_was_away(spool):
     for call in (store.start, lambda: keys(store)):
         with pytest.raises(Unavailable, match="owner"):
             await call()
+
+
+async def test_a_server_with_another_name_keeps_its_blobs(s3_server, spool):
+    settings = s3_server.settings(owner="did:web:old.example")
+    old = S3BlobStore(settings, spool)
+    await old.start()
+    key = await put(old, 1, b"x")
+    renamed = replace(settings, owner="did:web:new.example", former_owners=("did:web:old.example",))
+    await S3BlobStore(renamed, spool).start()
+    for later in (renamed, replace(renamed, former_owners=())):
+        again = S3BlobStore(later, spool)
+        await again.start()
+        assert await keys(again) == {key}
+    with pytest.raises(ConfigError, match="blobs of did:web:new"):
+        await S3BlobStore(settings, spool).start()

@@ -30,16 +30,24 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-async def command(server: LiveServer, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """Run a command with the settings of the server; return its JSON."""
+async def try_command(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
+    """Run a command with the settings of the server."""
     for name, value in server.environment.items():
         if name.startswith("PDS_"):
             monkeypatch.setenv(name, value)
     out, error = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(error):
         code = await asyncio.to_thread(run, [*arguments, "--json"])
-    assert code == 0, (out.getvalue(), error.getvalue())
-    return json.loads(out.getvalue())
+    return code, out.getvalue(), error.getvalue()
+
+
+async def command(server: LiveServer, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """Run a command that succeeds; return its JSON."""
+    code, out, error = await try_command(server, monkeypatch, *arguments)
+    assert code == 0, (out, error)
+    return json.loads(out)
 
 
 async def fetch(http: aiohttp.ClientSession, server: LiveServer, path: str, host: str) -> Any:
@@ -110,6 +118,8 @@ async def story(
     bob = await sign_up(client, "bob.old.test")
     await alice.post("under the old name")
     await relay.wait_for(9)
+    code, _, error = await try_command(server, monkeypatch, "hostname", "move", "--dry-run")
+    assert (code, "PDS_FORMER_HOSTNAMES" in error) == (1, True)
 
     assert await server.stop() == 0
     await relay.disconnect()
@@ -138,6 +148,12 @@ async def story(
     assert (await alice.client.get(f"{SERVER}.checkAccountStatus"))["validDid"] is True
     relay.follow(OLD)
     await relay.wait_for(10)
+
+    # No name of this test leads anywhere, so by itself the command does nothing.
+    code, out, _ = await try_command(server, monkeypatch, "hostname", "check")
+    assert (code, all(name["problem"] for name in json.loads(out)["names"])) == (1, True)
+    code, _, error = await try_command(server, monkeypatch, "hostname", "move")
+    assert (code, "Nothing was changed" in error) == (1, True)
 
     # Identities are told, and the relay goes on under the new name with the number it has.
     planned = await command(server, monkeypatch, "hostname", "move", "--handles", "--dry-run")
