@@ -34,7 +34,7 @@ async def limited_host(
     time = Time()
 
     def with_time(**parts: Any) -> RateLimits:
-        return RateLimits(now_s=time, **parts)
+        return RateLimits(**{**parts, "now_s": time})
 
     monkeypatch.setattr("pds.app.wiring.RateLimits", with_time)
     rates = RateSettings(**figures)

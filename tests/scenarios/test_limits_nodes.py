@@ -43,7 +43,7 @@ async def test_two_nodes_count_together(
     """
 
     def standing(**parts: Any) -> RateLimits:
-        return RateLimits(now_s=lambda: 1_760_000_000.0, **parts)
+        return RateLimits(**{**parts, "now_s": lambda: 1_760_000_000.0})
 
     def change(config: Config) -> Config:
         data = replace(config.data, database_url=database_url, master_key="42" * 32)

@@ -6,6 +6,7 @@ Real server processes and the command line, as people use them (issue "Moving ac
 import asyncio
 import io
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
@@ -38,16 +39,19 @@ class Shell:
         self._monkeypatch = monkeypatch
 
     async def run(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
-        for name, value in self._server.environment.items():
-            if name.startswith("PDS_"):
-                self._monkeypatch.setenv(name, value)
         out, error = io.StringIO(), io.StringIO()
         real, sys.stdin = sys.stdin, io.StringIO(stdin)
-        try:
-            with redirect_stdout(out), redirect_stderr(error):
-                found = await asyncio.to_thread(run, list(arguments))
-        finally:
-            sys.stdin = real
+        with self._monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("PDS_")]:
+                patch.delenv(name)
+            for name, value in self._server.environment.items():
+                if name.startswith("PDS_"):
+                    patch.setenv(name, value)
+            try:
+                with redirect_stdout(out), redirect_stderr(error):
+                    found = await asyncio.to_thread(run, list(arguments))
+            finally:
+                sys.stdin = real
         assert found == code, (arguments, out.getvalue(), error.getvalue())
         return out.getvalue() if code == 0 else out.getvalue() + error.getvalue()
 

@@ -5,7 +5,7 @@ is told to point at, rightly unless a test writes something else into it.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,11 @@ class PlainPasswords:
 
     async def verify(self, password: str, stored: str | None) -> bool:
         return stored == f"plain {password}"
+
+    async def find_reference_app_password(
+        self, password: str, candidates: Sequence[bytes]
+    ) -> bytes | None:
+        return None
 
     def needs_rehash(self, stored: str) -> bool:
         return False
