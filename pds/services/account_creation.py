@@ -261,7 +261,8 @@ class AccountCreation:
         """Make the place for an identity without a token of it, and without a session.
 
         Whoever calls this knows why: the operator wants it, and nothing but an operation on the
-        identity itself makes the account active. One that waits here already is returned as it is.
+        identity itself makes the account active. One that waits here already is returned as it is,
+        to who knows its password: the old host could have opened it, to own what comes here.
 
         Raises: RequestError, as `create`. Spec: (ACC-1, ACC-21, ACC-24)
         """
@@ -275,6 +276,11 @@ class AccountCreation:
         if existing is not None:
             if existing.status is not AccountStatus.DEACTIVATED:
                 raise account_exists()
+            if not await self._passwords.verify(request.password, existing.password_hash):
+                raise _refused(
+                    "An account for this DID waits here under another password: give that one, or"
+                    " delete that account first (pds account delete)"
+                )
             return existing
         claim = Claim(
             did=did,
@@ -316,9 +322,18 @@ class AccountCreation:
     async def _resume(
         self, account: Account, password: str, replay: ReplayId | None
     ) -> SessionView:
-        """Answer a repeated call like the first one, if it knows the password (ACC-24)."""
-        is_known = await self._passwords.verify(password, account.password_hash)
-        if account.status is not AccountStatus.DEACTIVATED or not is_known:
+        """Answer a repeated call like the first one, if it knows the password (ACC-24).
+
+        Guesses count like those at signing in: the old host, which can sign the token, may make
+        some.
+        """
+        try:
+            await self._sessions.check_password(account.did, password)
+        except RequestError as error:
+            if error.status == 429:
+                raise
+            raise account_exists() from error
+        if account.status is not AccountStatus.DEACTIVATED:
             raise account_exists()
         session = await self._engine.transact(
             "session.open",

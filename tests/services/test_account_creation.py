@@ -405,6 +405,29 @@ async def test_repeated_call_never_touches_an_account_that_is_not_deactivated(
     assert await host.count("session") == sessions + 1
 
 
+async def test_guesses_by_repeated_calls_are_counted(host: CreationHost) -> None:
+    """ACC-24, XRPC-27: the holder of the key is perhaps not the holder of the password."""
+    publish(host)
+    await host.accounts.create(host.request(did=MOVER), service())
+    wrong = host.request(did=MOVER, password="another password")
+    seen = [await refusal(host.accounts.create(wrong, service())) for _ in range(31)]
+    assert set(seen[:30]) == {("InvalidRequest", 400)}
+    assert seen[30] == ("RateLimitExceeded", 429)
+
+
+async def test_an_account_that_somebody_else_opened_is_not_filled_for_its_owner(
+    host: CreationHost,
+) -> None:
+    """ACC-24: a rescue must not make the old host's account, with its password, the owner's."""
+    publish(host)
+    theirs = host.request(did=MOVER, password="known to the old host", email="old@mail.test")
+    await host.accounts.create(theirs, service())
+    admit = host.accounts.creation.admit
+    assert await refusal(admit(host.request(did=MOVER))) == ("InvalidRequest", 400)
+    account = await admit(theirs)
+    assert (account.did, await host.count("account")) == (MOVER, 1)
+
+
 @pytest.mark.parametrize(
     "principal",
     [None, service("did:web:other.example.com"), Principal(PrincipalKind.SESSION, did=MOVER)],
