@@ -27,7 +27,6 @@ Spec: (ID-25, ID-26, ID-60, SYNC-34, SYNC-60)
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -406,8 +405,7 @@ class HostnameChange:
             return _entry(account, outcome, reason=error.message)
         finally:
             self._next_s = self._now_s() + self._interval_s
-        with suppress(RemoteError):  # So that what is remembered is fresh; nothing hangs on it.
-            await self._resolver.resolve_did(account.did, refresh=True)
+        _log.info("hostname.moved", did=account.did, handle=entry.new_handle)
         return entry
 
     async def _carry_out(self, account: Account, handle: Handle | None, order: Order) -> None:

@@ -118,8 +118,9 @@ async def story(
     bob = await sign_up(client, "bob.old.test")
     await alice.post("under the old name")
     await relay.wait_for(9)
-    code, _, error = await try_command(server, monkeypatch, "hostname", "move", "--dry-run")
-    assert (code, "PDS_FORMER_HOSTNAMES" in error) == (1, True)
+    for arguments in (["check"], ["move", "--dry-run"]):
+        code, _, error = await try_command(server, monkeypatch, "hostname", *arguments)
+        assert (code, "PDS_FORMER_HOSTNAMES" in error) == (1, True)
 
     assert await server.stop() == 0
     await relay.disconnect()
@@ -130,9 +131,30 @@ async def story(
     }
     await server.start()
     relay.requests.clear()
-
-    # Both names answer, and nothing that was made under the old one is lost.
     await assert_both_names_answer(http, server, "alice.old.test", alice.did)
+    await assert_nothing_is_lost(client, alice, bob)
+    relay.follow(OLD)
+    await relay.wait_for(10)
+
+    planned = await command(server, monkeypatch, "hostname", "move", "--handles", "--dry-run")
+    assert planned["counts"]["moved"] == 2
+    await assert_move_is_followed(server, relay, (alice, bob), monkeypatch)
+    await alice.post("under the new name")
+    carol = await sign_up(client, "carol.new.test")
+    await carol.post("never knew the old one")
+    await relay.wait_for(18)
+    assert relay.rules is not None
+    assert relay.rules.dropped == []
+    assert (await alice.client.get(f"{SERVER}.getSession"))["handle"] == "alice.new.test"
+
+    # The same without a running server finds that all is done.
+    assert await server.stop() == 0
+    report = await command(server, monkeypatch, "hostname", "move", "--handles", "--no-check")
+    assert report["counts"]["current"] == 3
+
+
+async def assert_nothing_is_lost(client: Client, alice: Person, bob: Person) -> None:
+    """What was made under the old name goes on before any identity was told."""
     assert (await alice.client.get(f"{SERVER}.getSession"))["handle"] == "alice.old.test"
     await alice.post("with the old token")
     refreshed = await client.with_token(bob.refresh_token).post(f"{SERVER}.refreshSession")
@@ -146,18 +168,15 @@ async def story(
         await sign_up(client, "carol.old.test")
     assert caught.value.name == "UnsupportedDomain"
     assert (await alice.client.get(f"{SERVER}.checkAccountStatus"))["validDid"] is True
-    relay.follow(OLD)
-    await relay.wait_for(10)
 
-    # No name of this test leads anywhere, so by itself the command does nothing.
-    code, out, _ = await try_command(server, monkeypatch, "hostname", "check")
-    assert (code, all(name["problem"] for name in json.loads(out)["names"])) == (1, True)
-    code, _, error = await try_command(server, monkeypatch, "hostname", "move")
-    assert (code, "Nothing was changed" in error) == (1, True)
 
-    # Identities are told, and the relay goes on under the new name with the number it has.
-    planned = await command(server, monkeypatch, "hostname", "move", "--handles", "--dry-run")
-    assert planned["counts"]["moved"] == 2
+async def assert_move_is_followed(
+    server: LiveServer,
+    relay: FakeRelay,
+    people: tuple[Person, Person],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The relay goes on under the new name with the number that it has."""
     await follow_as(relay, NEW)
     report = await command(server, monkeypatch, "hostname", "move", "--handles", "--no-check")
     assert report["counts"]["moved"] == 2
@@ -165,25 +184,61 @@ async def story(
     assert [entry["accepted"] for entry in report["relays"]] == [True]
     passed = await relay.wait_for(12)
     told = [(kind, payload["did"], payload["handle"]) for kind, payload in passed[10:]]
-    assert told == [
-        ("#identity", alice.did, "alice.new.test"),
-        ("#identity", bob.did, "bob.new.test"),
-    ]
-    for person, handle in ((alice, "alice.new.test"), (bob, "bob.new.test")):
+    handles = ("alice.new.test", "bob.new.test")
+    pairs = list(zip(people, handles, strict=True))
+    assert told == [("#identity", person.did, handle) for person, handle in pairs]
+    http = people[0].client.http
+    for person, handle in pairs:
         async with http.get(f"{server.plc_url}/{person.did}") as answer:
             document = await answer.json(content_type=None)
         assert document["service"][0]["serviceEndpoint"] == f"https://{NEW}"
         assert document["alsoKnownAs"] == [f"at://{handle}"]
         assert await fetch(http, server, "/.well-known/atproto-did", handle) == (200, person.did)
-    await alice.post("under the new name")
-    carol = await sign_up(client, "carol.new.test")
-    await carol.post("never knew the old one")
-    await relay.wait_for(18)
-    assert relay.rules is not None
-    assert relay.rules.dropped == []
-    assert (await alice.client.get(f"{SERVER}.getSession"))["handle"] == "alice.new.test"
 
-    # The same without a running server finds that all is done.
-    assert await server.stop() == 0
-    report = await command(server, monkeypatch, "hostname", "move", "--handles", "--no-check")
-    assert report["counts"]["current"] == 3
+
+@pytest.mark.timeout(120)
+async def test_a_server_that_is_killed_in_the_middle_moves_everybody_once(
+    tmp_path: Path, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command waits for the server, and what was cut off is finished by the next process."""
+    monkeypatch.setattr("pds.cli.hostname.RETRY_PAUSE_S", 0.3)
+    settings = {
+        "PDS_HOSTNAME": OLD,
+        "PDS_SERVICE_HANDLE_DOMAINS": "",
+        "PDS_BSKY_APP_VIEW_URL": "",
+        "PDS_HOSTNAME_MOVES_PER_HOUR": "36000",
+    }
+    async with live_server_in(tmp_path / "data", **settings) as server:
+        client = Client(http, server.url)
+        people = [await sign_up(client, f"person{n}.old.test") for n in range(5)]
+        assert await server.stop() == 0
+        server.environment |= {"PDS_HOSTNAME": NEW, "PDS_FORMER_HOSTNAMES": OLD}
+        await server.start()
+        moving = asyncio.ensure_future(
+            command(server, monkeypatch, "hostname", "move", "--handles", "--no-check")
+        )
+        while await count_moved(http, server, people) < 2:
+            await asyncio.sleep(0.01)
+        await server.kill()
+        await server.start()
+        report = await moving
+        assert report["counts"]["moved"] + report["counts"]["current"] == 5
+        for person in people:
+            async with http.get(f"{server.plc_url}/{person.did}/log") as answer:
+                operations = await answer.json()
+            assert len(operations) == 2
+            session = await person.client.get(f"{SERVER}.getSession")
+            assert session["handle"] == operations[-1]["alsoKnownAs"][0].removeprefix("at://")
+        events = await command(server, monkeypatch, "event", "list", "--kind", "identity")
+        told = [event["did"] for event in events["events"] if NEW in event.get("handle", "")]
+        assert sorted(told) == sorted(person.did for person in people)
+
+
+async def count_moved(http: aiohttp.ClientSession, server: LiveServer, people: list[Person]) -> int:
+    """How many identities name the new host."""
+    count = 0
+    for person in people:
+        async with http.get(f"{server.plc_url}/{person.did}/data") as answer:
+            services = (await answer.json())["services"]
+        count += services["atproto_pds"]["endpoint"] == f"https://{NEW}"
+    return count
