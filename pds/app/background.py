@@ -1,4 +1,4 @@
-"""Work that nobody asked for: first looks at clocks and relays, then everything that is timed.
+"""The schedule of background jobs, and the first looks at clocks and relays.
 
 A further job is one line in `build_schedule`:
 

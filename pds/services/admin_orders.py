@@ -1,7 +1,7 @@
 """What every order of an operator is made of: its input by name and type, and who has given it.
 
-The orders themselves are in `admin_api` and, those about keeping and rescuing accounts, in
-`admin_keeping`.
+The orders themselves are in `admin_api`, which joins to its own those about keeping and rescuing
+accounts (`admin_keeping`), moves (`migration_orders`) and host names (`hostname_orders`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A choice is `did#service`, or `none` for an account that wants no AppView at all. Clients that name
 a service in the `atproto-proxy` header overrule it for that call. No lexicon has a method to set
-it, so it is set by the operator: `pds account set-appview`.
+it, so it is set by the operator: `pds account set-appview`. `proxy.find_target` decides.
 """
 
 from typing import Final

@@ -1,7 +1,8 @@
-"""May this caller see this repo? One rule for every read of a repo (SYNC-70).
+"""May this caller see this repo, may this account write? One rule for each, asked in the snapshot.
 
 The content of an account that is not active is shown to nobody but the account itself and the
-operator. Refusals are 400 with a name for each state; clients and relays switch on the names.
+operator (SYNC-70). Refusals are 400 with a name for each state; clients and relays switch on the
+names.
 """
 
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Moves: whole accounts from another host to this one, and from here to another.
+"""Moves of whole accounts, in and out: started, held by a lease, taken up again after a crash.
 
 A move is a row (`store/moves`) and a task of one node that holds it by a lease. Whoever wants it
 gives the order, and what is needed now and then: a password for one login, a code, a decision; the

@@ -1,4 +1,4 @@
-"""The service proxy: calls of methods that are not ours go to another service, signed for the user.
+"""The service proxy: decides which service a call goes to, and sends it there, signed for the user.
 
 Whom to ask comes from the `atproto-proxy` header, from the account's own choice of an AppView, or
 from the settings; the user's own token never leaves this host, a fresh service token that names the

@@ -3,7 +3,8 @@
 Owns the table `record_takedown`. A takedown names a path, whether or not a record is there: writing
 the record anew does not bring it back to light. `cid` is the version that was judged, for the
 moderator; it decides nothing. The takedowns of accounts and blobs are columns of their own rows
-(`accounts.py`, `blobs.py`).
+(`accounts.py`, `blobs.py`). Every read of records asks here: `repos`, `export`, `export_car` and
+`local_records` of the services.
 
 Spec: ACC-44
 """

@@ -1,4 +1,4 @@
-"""Who may call what: the states of accounts that a method takes, and the table of all answers.
+"""Who may call what, as declared at each `@routes.method(auth=, allows=, subject=)`; the table of it.
 
 A method declares two things about its caller: an `Auth` level (see `auth`) and `Allows`, the states
 of the account. `check_caller` enforces the second where every request passes; a write asks again in
