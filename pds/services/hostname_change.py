@@ -293,7 +293,8 @@ class HostnameChange:
         except NotResolvable:
             return _Plan(_entry(account, Outcome.REFUSED, reason="The DID does not resolve"))
         except (RemoteError, TimeoutError):
-            return _Plan(_entry(account, Outcome.LATER, reason="No answer about the identity"))
+            entry = _entry(account, Outcome.LATER, reason="No answer about the identity")
+            return _Plan(entry, is_busy=not account.did.startswith("did:plc:"))
 
     async def _reread(self, account: Account) -> Account:
         """Return the row as it is now: settling may have changed the handle."""

@@ -428,6 +428,21 @@ async def test_an_identity_with_another_change_under_way_comes_later(movers: Mov
     assert movers.host.operations_of(dids[0]) == 1
 
 
+async def test_hosts_of_others_that_are_away_do_not_hold_up_the_rest(movers: Movers) -> None:
+    """Many a did:web without an answer says nothing about the directory."""
+    for number in range(4):
+        await movers.insert(Did(f"did:web:away{number}.example"), f"away{number}.pds.test")
+    dids = await movers.settle(2)
+
+    async def resolve_did(did: Did, *, refresh: bool = False) -> Any:
+        raise Unreachable(f"no answer from the host of {did}")
+
+    movers.host.resolver.resolve_did = resolve_did
+    report = await movers.move(patience_s=60)
+    assert outcomes(report) == {"moved": 2, "later": 4}
+    await movers.assert_moved_once(dids)
+
+
 async def test_names_that_do_not_lead_here_are_found(movers: Movers) -> None:
     order = Order("cli:tests")
     assert [reach.problem for reach in await movers.change.check()] == [None, None]
