@@ -96,7 +96,7 @@ def check_import(job: CheckJob) -> CheckedRepo:
     """
     with os.fdopen(os.dup(job.output), "wb") as output:
         try:
-            return _check(job, _BatchWriter(output))
+            return _check(job, _BatchWriter(output, max_ref_bytes=job.max_bytes))
         except MissingBlock as error:
             raise InvalidImport(f"block {error.cid} is missing", is_incomplete=True) from error
         except ProtocolError as error:
@@ -195,10 +195,15 @@ class _Blocks:
 
 
 class _BatchWriter:
-    """Collects rows into pieces of a bounded size."""
+    """Collects rows into pieces of a bounded size.
 
-    def __init__(self, output: IO[bytes]) -> None:
+    Records may refer to many things from under many long keys, and each time is a row: these take
+    at most `max_ref_bytes`, or a small CAR would fill the disk.
+    """
+
+    def __init__(self, output: IO[bytes], *, max_ref_bytes: int) -> None:
         self._output = output
+        self._ref_bytes_left = max_ref_bytes
         self._rows: dict[str, list[list[Any]]] = {}
         self._count = self._size = 0
         self._start()
@@ -214,10 +219,17 @@ class _BatchWriter:
         self._add("records", [path, bytes(cid), block], len(block))
 
     def add_blob_ref(self, cid: Cid, path: str) -> None:
-        self._add("blob_refs", [bytes(cid), path], 0)
+        self._add_ref("blob_refs", [bytes(cid), path])
 
     def add_backlink(self, collection: str, subject: str, path: str) -> None:
-        self._add("backlinks", [collection, subject, path], 0)
+        self._add_ref("backlinks", [collection, subject, path])
+
+    def _add_ref(self, kind: str, row: list[Any]) -> None:
+        size = sum(len(part) for part in row)
+        self._ref_bytes_left -= size
+        if self._ref_bytes_left < 0:
+            raise InvalidRepo("repo refers to more than the limit")
+        self._add(kind, row, size)
 
     def _add(self, kind: str, row: list[Any], size: int) -> None:
         self._rows[kind].append(row)

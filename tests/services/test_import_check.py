@@ -129,6 +129,17 @@ def test_a_good_repo_comes_out_in_rows_whatever_the_order(order) -> None:
     assert all(REPO.blocks[cid] == block for cid, block in rows.nodes)
 
 
+def test_references_take_no_more_room_than_records_may() -> None:
+    """ACC-53: one record under many keys refers to everything many times, and each is a row."""
+    blobs = [Cid.of_raw(bytes([number])) for number in range(200)]
+    refs = [{"$type": "blob", "ref": cid, "mimeType": "a/b", "size": 1} for cid in blobs]
+    records = {f"{POST}/{number:0500}": post(0, refs=refs) for number in range(50)}
+    car = make_repo(ALICE, SIGNER, records, rev=REV).car()
+    _, rows = check(car, max_bytes=10_000_000)
+    assert len(rows.blob_refs) == 50 * 200
+    assert "refers to more than the limit" in str(refusal(car, max_bytes=2_000_000))
+
+
 def test_what_records_refer_to_comes_out() -> None:
     """(DM-41, DM-42, XRPC-86, XRPC-95)"""
     _, rows = check(REPO.car())
