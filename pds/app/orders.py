@@ -7,11 +7,14 @@ the command opens the database itself. With SQLite the lock on the data folder s
 in between, a server that runs and does not answer: then nothing is done.
 
 The password goes to nobody who has not named our DID before, and over plain HTTP only to this
-machine.
+machine, and there only to who proves to know the secret of this server: another user may listen on
+its port while it is down.
 """
 
 import base64
+import hmac
 import re
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
@@ -25,9 +28,10 @@ from pds.net.http import HttpSettings, TrustedClient
 from pds.net.http_errors import StatusError
 from pds.net.xrpc_client import XrpcClient
 from pds.services.admin_api import AdminApi
+from pds.services.admin_auth import server_proof
 from pds.services.admin_keeping import LONG_ORDERS
 from pds.services.audit import CLI_PREFIX
-from pds.web.admin_api import ACTOR_HEADER
+from pds.web.admin_api import ACTOR_HEADER, PROOF
 from pds.web.admin_api import PREFIX as ORDERS_PATH
 
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -115,6 +119,7 @@ async def connect_admin(config: Config, *, actor: str) -> AsyncIterator[AdminCli
                     f"a server runs at {url}, and PDS_ADMIN_PASSWORD is not set: give commands the"
                     " settings of the server"
                 )
+            await _check_proof(http, url, config)
             yield HttpAdmin(http, url, password=password, actor=actor)
             return
     finally:
@@ -171,3 +176,34 @@ async def _is_ours(http: TrustedClient, url: str, config: Config) -> bool:
             f" those of {config.service_did}"
         )
     return False
+
+
+async def _check_proof(http: TrustedClient, url: str, config: Config) -> None:
+    """Have the server show that it has our secret; TLS has shown as much.
+
+    Raises: ConfigError, RemoteError.
+    """
+    if url.startswith("https://"):
+        return
+    secret = config.secrets.jwt_secret
+    if not secret:
+        raise ConfigError(
+            f"a server runs at {url}, and PDS_JWT_SECRET is not set: give commands the settings of"
+            " the server"
+        )
+    nonce = secrets.token_hex(32)
+    try:
+        answer = await http.get_json(
+            f"{url.rstrip('/')}{ORDERS_PATH}{PROOF}?nonce={nonce}", timeout_s=ASK_TIMEOUT_S
+        )
+    except StatusError:
+        answer = None  # Something else, or an older version: both prove nothing.
+    proof = answer.get("proof") if isinstance(answer, dict) else None
+    if not isinstance(proof, str) or not hmac.compare_digest(
+        proof.encode(), server_proof(secret, nonce).encode()
+    ):
+        raise ConfigError(
+            f"what answers at {url} does not prove that it is the server of these settings, so it"
+            " is not told the admin password: another program may be on its port, or PDS_JWT_SECRET"
+            " differs"
+        )

@@ -139,7 +139,11 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         account_mails=common.mails,
         account_reports=AccountReports(engine=engine, identities=common.identities),
         accounts=common.accounts,
-        admin=AdminAuth(config.secrets.admin_password, common.rate_limits),
+        admin=AdminAuth(
+            config.secrets.admin_password,
+            common.rate_limits,
+            secret=config.secrets.jwt_secret or "",
+        ),
         app_views=views.app_views,
         appview_choices=views.appview_choices,
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),

@@ -4,6 +4,9 @@ Failed attempts are counted per address and for the whole host: a guesser who sp
 addresses meets the second limit. A correct password always clears its own address. Each failure is
 counted in the database at once where nodes share one, so a guesser who changes nodes gains at most
 one guess at each. No setting lifts these limits.
+
+Whoever sends the password without TLS asks first who is there (`prove`): on a machine with other
+users, somebody else may listen on the port of a server that is down.
 """
 
 import hmac
@@ -24,6 +27,7 @@ IN_ALL: Final = Limit(
 )
 EVERYBODY: Final = "everybody"
 MESSAGE: Final = "Too many failed attempts"
+_PROOF_LABEL: Final = b"freehold server proof 1"
 
 
 class AdminAuth:
@@ -32,11 +36,19 @@ class AdminAuth:
     Without a configured password nobody is the operator over HTTP.
     """
 
-    def __init__(self, password: str | None, rates: RateLimits | None = None) -> None:
+    def __init__(
+        self, password: str | None, rates: RateLimits | None = None, *, secret: str = ""
+    ) -> None:
+        """`secret` is that of the session tokens, which only this server and its operator know."""
         self._password = password
+        self._secret = secret
         self._rates = rates or RateLimits()
         self._by_address = self._rates.bucket(PER_ADDRESS, exact=True)
         self._in_all = self._rates.bucket(IN_ALL, exact=True)
+
+    def prove(self, nonce: str) -> str | None:
+        """Show that this is the server: what only who knows its secret can make of `nonce`."""
+        return server_proof(self._secret, nonce) if self._secret else None
 
     async def check(self, username: str, password: str, *, address: str) -> bool:
         """Whether these are the operator's credentials.
@@ -57,6 +69,12 @@ class AdminAuth:
             error.message = MESSAGE
             raise
         return False
+
+
+def server_proof(secret: str, nonce: str) -> str:
+    """Return what a server with this secret answers to `nonce`; it tells nothing of the secret."""
+    key = hmac.digest(secret.encode(), _PROOF_LABEL, sha256)
+    return hmac.digest(key, nonce.encode(), sha256).hex()
 
 
 def _is_equal(expected: str, given: str) -> bool:

@@ -5,6 +5,9 @@ the operator's (Basic, XRPC-28), checked with the same limits on guesses. A brow
 password cannot be led here by another page: only POST with a JSON content type is answered, and no
 origin is allowed any of that.
 
+`GET /admin/api/proof?nonce=` needs no credential: by it a command finds out whether it is this
+server that listens here, before it sends the password (see `AdminAuth.prove`).
+
 What there is to order is in `services/admin_api`. Methods of com.atproto.admin are not repeated
 here for other programs: the names below this path may change with the version.
 """
@@ -26,10 +29,12 @@ from pds.web.router import WebHandler, WebRouter
 PREFIX: Final = "/admin/api/"
 ACTOR_HEADER: Final = "Freehold-Actor"
 """The name of who runs the command; believed of whoever knows the password."""
+PROOF: Final = "proof"
 MAX_BODY_BYTES: Final = 150 * 1024
 CHALLENGE: Final = 'Basic realm="admin", charset="UTF-8"'
 
 _ACTOR: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_NONCE: Final = re.compile(r"[0-9a-f]{32,128}")
 
 
 def add_routes(router: WebRouter, *, api: AdminApi, auth: AdminAuth) -> None:
@@ -40,9 +45,11 @@ def add_routes(router: WebRouter, *, api: AdminApi, auth: AdminAuth) -> None:
 def _handler(api: AdminApi, auth: AdminAuth) -> WebHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
+            name = request.rel_url.raw_path.removeprefix(PREFIX)
+            if name == PROOF and request.method == "GET":
+                return _json({"proof": _prove(request, auth)})
             await _check_operator(request, auth)
             values = await _read_body(request)
-            name = request.rel_url.raw_path.removeprefix(PREFIX)
             answer = await api.call(name, values, actor=_actor(request))
         except RequestError as error:
             return _refusal(error)
@@ -53,6 +60,13 @@ def _handler(api: AdminApi, auth: AdminAuth) -> WebHandler:
         return _json(answer)
 
     return handle
+
+
+def _prove(request: web.Request, auth: AdminAuth) -> str | None:
+    nonce = request.query.get("nonce", "")
+    if not _NONCE.fullmatch(nonce):
+        raise RequestError("InvalidRequest", "nonce must be 32 to 128 digits of hex")
+    return auth.prove(nonce)
 
 
 async def _check_operator(request: web.Request, auth: AdminAuth) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from pds.cli import run
 from tests.support_client import Client, XrpcError
@@ -224,6 +225,41 @@ async def test_refusals_are_plain_and_nobody_else_is_asked(
     monkeypatch.delenv("PDS_DATABASE_URL", raising=False)
     code, _, error = await shell.try_run("account", "list")
     assert (code, "there is no database" in error) == (2, True)
+
+
+@pytest.mark.parametrize("proof", [None, "0" * 64, 7])
+async def test_who_took_the_port_of_the_server_is_not_told_the_password(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, proof: Any
+) -> None:
+    """Any user of the machine may listen there while the server is down, and its DID is public."""
+    seen: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        if request.path.endswith("describeServer"):
+            real = await Client(http, shell.server.url).get("com.atproto.server.describeServer")
+            return web.json_response(real)
+        return web.json_response({"proof": proof} if proof is not None else {"accounts": []})
+
+    runner = web.AppRunner(_anything(answer), shutdown_timeout=0.1)
+    port = free_port()
+    await runner.setup()
+    async with aiohttp.ClientSession() as http:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        try:
+            monkeypatch.setenv("PDS_ADMIN_URL", f"http://127.0.0.1:{port}")
+            code, _, error = await shell.try_run("account", "list")
+        finally:
+            await runner.cleanup()
+    assert (code, "does not prove" in error) == (2, True), error
+    assert len(seen) == 2
+    assert set(seen) == {None}
+
+
+def _anything(answer: Any) -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    return app
 
 
 async def test_the_command_runs_as_a_process_of_its_own(shell: Shell) -> None:
