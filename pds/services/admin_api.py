@@ -273,7 +273,7 @@ async def _missing_blobs(asked: Asked) -> dict[str, Json]:
     found, cursor = await asked.services.blobs.list_missing(
         account.aid,
         cursor=asked.fields.maybe_text("cursor"),
-        limit=asked.fields.number("limit", DEFAULT_LIMIT),
+        limit=asked.fields.page_size(DEFAULT_LIMIT),
     )
     blobs: list[Json] = [{"cid": str(blob.cid), "recordUri": uri} for uri, blob in found]
     return _page("blobs", blobs, cursor)
@@ -292,7 +292,7 @@ async def _list_events(asked: Asked) -> dict[str, Json]:
     events, cursor = await asked.services.operator.lists.events(
         did=did,
         kind=fields.maybe_text("kind"),
-        cursor=fields.maybe_text("cursor"),
+        cursor=fields.number_cursor(),
         limit=fields.number("limit", DEFAULT_LIMIT),
     )
     return _page("events", events, cursor)
@@ -309,7 +309,7 @@ async def _list_audit(asked: Asked) -> dict[str, Json]:
     fields = asked.fields
     rows, cursor = await asked.services.operator.audit.list(
         subject=fields.maybe_text("subject"),
-        cursor=fields.maybe_text("cursor"),
+        cursor=fields.number_cursor(),
         limit=fields.number("limit", DEFAULT_LIMIT),
     )
     return _page("acts", [audit_view(row) for row in rows], cursor)

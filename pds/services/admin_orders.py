@@ -6,9 +6,10 @@ accounts (`admin_keeping`), moves (`migration_orders`) and host names (`hostname
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pds.errors import RequestError
 from pds.protocol.data import Json
@@ -18,6 +19,11 @@ from pds.services.moderation import subject_not_found
 
 if TYPE_CHECKING:
     from pds.services import Services
+
+
+MAX_PAGE: Final = 500
+
+_CURSOR: Final = re.compile("[0-9]{1,18}")
 
 
 class Fields:
@@ -42,6 +48,17 @@ class Fields:
         """Return an integer."""
         value: int | None = self._get(name, int)
         return default if value is None else value
+
+    def page_size(self, default: int) -> int:
+        """Return how many entries are wanted: at least one, and no more than a page takes."""
+        return max(1, min(self.number("limit", default), MAX_PAGE))
+
+    def number_cursor(self) -> str | None:
+        """Return the cursor of a list that is in the order of numbers, if there is one."""
+        cursor = self.maybe_text("cursor")
+        if cursor is not None and not _CURSOR.fullmatch(cursor):
+            raise RequestError("InvalidRequest", "Malformed cursor")
+        return cursor
 
     def flag(self, name: str) -> bool:
         """Return a yes or no; no by default."""

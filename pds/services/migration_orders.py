@@ -85,7 +85,7 @@ async def _show(asked: Asked) -> dict[str, Json]:
 async def _list(asked: Asked) -> dict[str, Json]:
     fields = asked.fields
     views, cursor = await asked.services.migration.list_all(
-        cursor=fields.maybe_text("cursor"), limit=fields.number("limit", DEFAULT_LIMIT)
+        cursor=fields.number_cursor(), limit=fields.page_size(DEFAULT_LIMIT)
     )
     page: dict[str, Json] = {"moves": list(views)}
     if cursor is not None:

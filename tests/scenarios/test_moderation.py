@@ -391,6 +391,19 @@ async def test_orders_need_the_password_and_json(host: Host, operator: Operator)
     assert await refused(operator.order("account.vanish")) == (404, "MethodNotImplemented")
 
 
+async def test_orders_refuse_cursors_and_limits_that_are_none(
+    alice: Person, operator: Operator
+) -> None:
+    """Promise C1: nothing that is sent here is a fault of ours."""
+    for name in ("event.list", "audit.list", "move.list"):
+        for cursor in ("9" * 30, "\u00b2", "-1", "x", ""):
+            wrong = operator.order(name, cursor=cursor)
+            assert await refused(wrong) == (400, "InvalidRequest"), (name, cursor)
+    for name in ("blob.missing", "event.list", "audit.list", "move.list", "account.list"):
+        for limit in (-5, 0, 2**62):
+            assert await operator.order(name, account=alice.did, limit=limit) is not None
+
+
 async def test_a_rehearsal_changes_nothing(
     host: Host, client: Client, alice: Person, operator: Operator
 ) -> None:
