@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 p
   command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 TESTS ?= tests
+ON_POSTGRES := $(addprefix tests/,app crash scenarios services store xrpc)
 
 .PHONY: help run test test-postgres check format docs interop crash soak bench clean setup-run setup-test setup-check
 
@@ -15,14 +16,17 @@ help:
 run: setup-run
 	@$(BIN)/pds dev
 
-## make test     set up and run the tests (peers that are not installed are skipped with a message)
+## make test     set up and run the tests, with SQLite and with PostgreSQL in its place (peers that are not
+##               installed are skipped with a message); `make test TESTS=tests/net` runs some, on SQLite
 test: setup-test
 	@$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS) --ignore=tests/interop --ignore=tests/soak
+ifeq ($(TESTS),tests)
+	@$(MAKE) --no-print-directory test-postgres
+endif
 
-## make test-postgres  the tests that keep anything in a database again, with PostgreSQL in it
+## make test-postgres  what keeps anything in a database, with PostgreSQL in it
 test-postgres: setup-test
-	@PDS_TEST_ENGINE=postgres PDS_TEST_REQUIRE=postgres $(BIN)/python -m pytest -n auto --dist loadgroup \
-	  tests/app tests/crash tests/scenarios tests/services tests/store tests/xrpc
+	@PDS_TEST_ENGINE=postgres $(BIN)/python -m pytest -n auto --dist loadgroup $(ON_POSTGRES)
 
 ## make interop  tests against other implementations (Node and its registry; Go for the relay)
 interop: setup-test

@@ -1,4 +1,4 @@
-"""Who may call what, as declared at each `@routes.method(auth=, allows=, subject=)`; the table of it.
+"""Who may call what, as declared at each `@routes.method(auth=, allows=, subject=)`, and its table.
 
 A method declares two things about its caller: an `Auth` level (see `auth`) and `Allows`, the states
 of the account. `check_caller` enforces the second where every request passes; a write asks again in
