@@ -151,6 +151,8 @@ class SqliteConnection(ReadConnection):
         try:
             self._raw = apsw.Connection(name, flags=flags, statementcachesize=STATEMENT_CACHE)
             self._raw.set_busy_timeout(BUSY_TIMEOUT_MS)
+            # Without it a statement that joins or seeks a range is compiled again for new values.
+            self._raw.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             self._cursor = self._raw.cursor()
             if writable:
                 self._prepare_file()
