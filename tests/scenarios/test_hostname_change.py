@@ -6,6 +6,7 @@ A real server process and the command line, as the operator uses them; a strict 
 import asyncio
 import io
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -33,7 +34,9 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 async def try_command(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, str, str]:
-    """Run a command with the settings of the server."""
+    """Run a command with the settings of the server, and none that steer the tests."""
+    for name in [name for name in os.environ if name.startswith("PDS_")]:
+        monkeypatch.delenv(name)
     for name, value in server.environment.items():
         if name.startswith("PDS_"):
             monkeypatch.setenv(name, value)
@@ -217,7 +220,7 @@ async def test_a_server_that_is_killed_in_the_middle_moves_everybody_once(
         moving = asyncio.ensure_future(
             command(server, monkeypatch, "hostname", "move", "--handles", "--no-check")
         )
-        while await count_moved(http, server, people) < 2:
+        while not moving.done() and await count_moved(http, server, people) < 2:
             await asyncio.sleep(0.01)
         await server.kill()
         await server.start()
