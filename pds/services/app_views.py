@@ -210,7 +210,8 @@ class AppViews:
         try:
             if method is not None:
                 method.check_output(value)
-        except LexiconError:
+            orjson.dumps(value)
+        except (LexiconError, TypeError):  # The latter: nested more deeply than can be written.
             return False
         return method is not None
 

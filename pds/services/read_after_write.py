@@ -149,7 +149,10 @@ class ReadAfterWrite:
 
     def _change(self, nsid: str, value: JsonMap, local: Local) -> bytes | None:
         changed = PATCHES[nsid].change(value, local)
-        return orjson.dumps(changed) if self._is_valid(nsid, changed) else None
+        try:
+            return orjson.dumps(changed) if self._is_valid(nsid, changed) else None
+        except TypeError:  # Somebody's record is nested more deeply than can be written.
+            return None
 
     def _is_valid(self, nsid: str, value: Any) -> bool:
         method = self._catalog.method(nsid)

@@ -259,6 +259,19 @@ async def test_what_is_not_as_the_lexicon_says_goes_out_as_it_came(
     assert (answer.body, answer.headers.get(LAG_HEADER)) == (body, None)
 
 
+async def test_a_record_that_is_nested_without_end_goes_out_as_it_came(stage: Stage) -> None:
+    """Promise C1: a stranger's record can be read, and cannot be written again."""
+    rev = await stage.rev()
+    await write(stage.host, post("new"))
+    item = shown("old", "2020-01-01T00:00:00.000Z")
+    body = orjson.dumps({"feed": [item]}).replace(
+        b'"text":"old"', b'"text":"old","more":' + b"[" * 300 + b"]" * 300
+    )
+    answer = await stage.patch(rev, body)
+    assert answer is not None
+    assert answer.body == body
+
+
 # How answers change
 
 
