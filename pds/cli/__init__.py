@@ -5,35 +5,12 @@ fault. Exit codes: 0 done, 1 failed, 2 wrong settings or usage, 130 interrupted.
 """
 
 import sys
+from importlib import import_module
 from typing import Final
 
 import click
 
 import pds
-from pds.cli import (
-    account,
-    archive,
-    audit,
-    blob,
-    blobs,
-    clock,
-    configuration,
-    convert,
-    dev,
-    event,
-    hostname,
-    import_reference,
-    invite,
-    jobs,
-    key,
-    mail,
-    migrate,
-    record,
-    repo,
-    rescue,
-    routes,
-    serve,
-)
 from pds.errors import ConfigError, RemoteError, StoreError
 
 EXIT_FAILED: Final = 1
@@ -41,7 +18,50 @@ EXIT_SETTINGS: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+MODULES: Final = {
+    "account": "account",
+    "archive": "archive",
+    "audit": "audit",
+    "blob": "blob",
+    "blobs": "blobs",
+    "clock": "clock",
+    "config": "configuration",
+    "convert": "convert",
+    "dev": "dev",
+    "event": "event",
+    "hostname": "hostname",
+    "import-reference": "import_reference",
+    "invite": "invite",
+    "jobs": "jobs",
+    "key": "key",
+    "mail": "mail",
+    "migrate": "migrate",
+    "record": "record",
+    "repo": "repo",
+    "rescue": "rescue",
+    "routes": "routes",
+    "serve": "serve",
+}
+"""Where each command is: `name` is the function `name` of that module."""
+
+
+class Commands(click.Group):
+    """Imports a command when it is asked for: a server has no use for all the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(ctx), *MODULES})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, None if there is none of this name."""
+        if cmd_name in MODULES and cmd_name not in self.commands:
+            module = import_module(f"pds.cli.{MODULES[cmd_name]}")
+            command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+            self.add_command(command, cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pds.__version__, prog_name="Freehold")
 def commands() -> None:
     """Freehold, a personal data server for the AT Protocol network."""
@@ -51,30 +71,6 @@ def commands() -> None:
 def version() -> None:
     """Print the version."""
     click.echo(pds.__version__)
-
-
-commands.add_command(account.account)
-commands.add_command(archive.archive)
-commands.add_command(audit.audit)
-commands.add_command(blob.blob)
-commands.add_command(blobs.blobs)
-commands.add_command(clock.clock)
-commands.add_command(configuration.config)
-commands.add_command(convert.convert)
-commands.add_command(dev.dev)
-commands.add_command(event.event)
-commands.add_command(hostname.hostname)
-commands.add_command(import_reference.import_reference)
-commands.add_command(invite.invite)
-commands.add_command(jobs.jobs)
-commands.add_command(key.key)
-commands.add_command(mail.mail)
-commands.add_command(migrate.migrate)
-commands.add_command(record.record)
-commands.add_command(repo.repo)
-commands.add_command(rescue.rescue)
-commands.add_command(routes.routes)
-commands.add_command(serve.serve)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import aiohttp
 import pytest
 
 import pds
-from pds.cli import run
+from pds.cli import MODULES, run
 from tests.support_process import ServerProcess, free_port
 
 ROOT = Path(pds.__file__).parents[1]
@@ -42,6 +43,24 @@ def test_routes_names_the_function_of_each_method(capsys: pytest.CaptureFixture[
         "pds/xrpc/com_atproto_repo.py:create_record",
     ] in words
     assert lines == sorted(lines)
+
+
+def test_every_command_is_found_and_a_server_imports_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out.split("Commands:")[1]
+    for name in MODULES:
+        assert re.search(rf"^  {name} +[A-Z]", listed, re.M), name
+        assert run([name, "--help"]) == 0
+    probe = (
+        "import sys; from pds.cli import run; run(['serve', '--help']); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=True)
+    modules = done.stdout.decode()
+    assert "'pds.cli.serve'" in modules
+    assert "'pds.cli.dev'" not in modules
+    assert "'rich" not in modules
 
 
 def test_wrong_settings_exit_with_2_and_name_the_fix(
