@@ -59,7 +59,7 @@ async def open_account(work: Work, given: Given) -> None:
     if existing is None:
         aid = await _create(work, given, principal)
     else:
-        aid = await _adopt(work, given, existing)
+        aid = await _adopt(work, given, existing, principal)
     work.state.aid = aid
 
 
@@ -147,30 +147,38 @@ async def _create(work: Work, given: Given, principal: Principal) -> int:
     return account.aid
 
 
-async def _adopt(work: Work, given: Given, account: Account) -> int:
-    """Go on with an account that is here: of an attempt before, or of an earlier stay (ACC-24)."""
+async def _adopt(work: Work, given: Given, account: Account, principal: Principal) -> int:
+    """Go on with an account that is here: of an attempt before, or of an earlier stay (ACC-24).
+
+    One that was opened since this move began, and was never active, is ours only if it has our
+    password. Who else can sign for the DID could have opened it, to have a way in later: through
+    its password, its address, its app passwords. So it makes way for a new one.
+    """
     parts = work.parts
-    if account.created_at >= work.row.created_at and account.delete_after is not None:
-        # Made since this move began, by the holder of the DID's key, and never active.
-        if given.new_password is not None:
-            order = Order(ACTOR, f"move of {work.did}")
-            await parts.admin_accounts.set_password(work.did, given.new_password, order)
-        return account.aid
+    is_of_this_move = account.created_at >= work.row.created_at and account.delete_after is not None
     if given.new_password is None:
         raise waits_for(
             Code.PASSWORD_NEEDED,
-            "The account has been here before",
+            "The account is on this host, not active"
+            if is_of_this_move
+            else "The account has been here before",
             "Give the password that it has on this host",
         )
     try:
         await parts.sessions.check_password(work.did, given.new_password)
     except RequestError as error:
+        if is_of_this_move and error.status == 401:
+            order = Order(ACTOR, f"move of {work.did}: opened under another password")
+            await parts.moderation.delete_account(work.did, order)
+            return await _create(work, given, principal)
         raise waits_for(
             Code.PASSWORD_NEEDED,
             f"The account has been here before, and the password is not its: {error.message}",
             "Give the password that it has on this host, or set another with pds account"
             " reset-password",
         ) from error
+    if is_of_this_move:
+        return account.aid
     work.state.was_here = True
     if account.handle is not None:
         work.state.handle = account.handle

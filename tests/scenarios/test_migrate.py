@@ -35,7 +35,7 @@ from tests.scenarios.moving import (
     two_hosts,
 )
 from tests.scenarios.test_account_life import MOVER_SIGNER, WebIdentity
-from tests.support_client import Person, sign_up
+from tests.support_client import Person, XrpcError, sign_up
 
 
 async def refusal(act: Any) -> str:
@@ -151,6 +151,37 @@ async def test_a_service_token_moves_what_is_public(tmp_path: Path) -> None:
         assert "Deactivate the account at" in view["warnings"][1]
         after = await snapshot(client, alice.did, signing_key(hosts, alice.did))
         assert (len(after.records), len(after.blobs), after.preferences) == (16, 5, [])
+
+
+async def test_an_account_that_somebody_else_opened_meanwhile_makes_way(tmp_path: Path) -> None:
+    """ACC-24: an app at the old host could open it first, to have its own ways in for later."""
+    async with two_hosts(tmp_path) as hosts:
+        alice = await make_traveller(hosts, blobs=0)
+        started = MoveInRequest(account=alice.did, given=Given(password=alice.password))
+        assert await refusal(hosts.migration.start_in(started)) == "password_needed"
+        token = await alice.client.get(
+            "com.atproto.server.getServiceAuth",
+            aud=hosts.new.server.config.service_did,
+            lxm="com.atproto.server.createAccount",
+        )
+        thief = await hosts.new.client.with_token(token["token"]).post(
+            "com.atproto.server.createAccount",
+            did=alice.did,
+            handle="thief.new.test",
+            email="thief@example.test",
+            password="known to the thief",
+        )
+        client = hosts.new.client.with_token(thief["accessJwt"])
+        made = await client.post("com.atproto.server.createAppPassword", name="later")
+        assert await refusal(hosts.migration.start_in(started)) == "password_needed"
+        view = await stage(hosts, alice)
+        assert view["problem"]["code"] == "plc_token_needed"
+        for password in ("known to the thief", made["password"]):
+            with pytest.raises(XrpcError):
+                await login(hosts.new, alice.did, password)
+        owner = await login(hosts.new, alice.did, NEW_PASSWORD)
+        session = await owner.get("com.atproto.server.getSession")
+        assert (session["handle"], "thief" in session["email"]) == ("alice.new.test", False)
 
 
 async def test_a_move_can_be_undone_until_the_account_is_active(tmp_path: Path) -> None:
