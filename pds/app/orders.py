@@ -44,6 +44,8 @@ ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::", "*"})  # noqa: S104 - compa
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._@-]")
+_STEERING: Final = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+"""Control characters but line feed and tab, and what turns the direction of writing."""
 
 
 class AdminClient(Protocol):
@@ -54,6 +56,26 @@ class AdminClient(Protocol):
 
         Raises: RequestError when it is refused; RemoteError; StoreError.
         """
+
+
+class PlainAdmin:
+    """Has orders carried out, and hands on what comes back without what steers a terminal.
+
+    Other hosts and strangers' documents word parts of answers, and people read them in a shell.
+    """
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+
+    async def call(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Carry out one order."""
+        try:
+            answer = await self._client.call(name, fields)
+        except RequestError as error:
+            error.message = _plain(error.message)
+            raise
+        plain: dict[str, Any] = _plain(answer)
+        return plain
 
 
 class HttpAdmin:
@@ -120,7 +142,7 @@ async def connect_admin(config: Config, *, actor: str) -> AsyncIterator[AdminCli
                     " settings of the server"
                 )
             await _check_proof(http, url, config)
-            yield HttpAdmin(http, url, password=password, actor=actor)
+            yield PlainAdmin(HttpAdmin(http, url, password=password, actor=actor))
             return
     finally:
         await http.close()
@@ -138,7 +160,7 @@ async def _alone(config: Config, url: str, actor: str) -> AsyncIterator[AdminCli
                 f"{error}, and no server of these settings answers at {url}: if it listens"
                 " elsewhere, set PDS_ADMIN_URL"
             ) from error
-        yield LocalAdmin(AdminApi(services), actor=actor)
+        yield PlainAdmin(LocalAdmin(AdminApi(services), actor=actor))
 
 
 def local_url(config: Config) -> str:
@@ -207,3 +229,14 @@ async def _check_proof(http: TrustedClient, url: str, config: Config) -> None:
             " is not told the admin password: another program may be on its port, or PDS_JWT_SECRET"
             " differs"
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON without steering characters in its texts."""
+    if isinstance(value, str):
+        return _STEERING.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value

@@ -16,9 +16,13 @@ ParamValue = str | int | bool
 
 
 class XrpcRejected(Rejected):
-    """The service answered a 4xx; `error` is the name in its body, or InvalidRequest."""
+    """The service answered a 4xx; `error` is the name in its body, or InvalidRequest.
+
+    Its words are kept without characters that steer terminals.
+    """
 
     def __init__(self, host: str, status: int, error: str, message: str) -> None:
+        error, message = _printable(error), _printable(message)
         super().__init__(f"{host}: {error}: {message}")
         self.status = status
         self.error = error
@@ -109,3 +113,7 @@ def _named(error: HttpRejected | HttpNotFound, base_url: str) -> RemoteError:
 
 def _rejected(error: StatusError, base_url: str, name: str, message: str) -> XrpcRejected:
     return XrpcRejected(base_url, error.status, name[:100] or "InvalidRequest", message[:500])
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)

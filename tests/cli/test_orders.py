@@ -7,7 +7,7 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from pds.app.orders import PlainAdmin
 from pds.cli import run
+from pds.errors import RequestError
+from pds.net.xrpc_client import XrpcRejected
 from tests.support_client import Client, XrpcError
 from tests.support_live import LiveServer, live_server_in
 from tests.support_process import free_port
@@ -225,6 +228,27 @@ async def test_refusals_are_plain_and_nobody_else_is_asked(
     monkeypatch.delenv("PDS_DATABASE_URL", raising=False)
     code, _, error = await shell.try_run("account", "list")
     assert (code, "there is no database" in error) == (2, True)
+
+
+async def test_answers_cannot_steer_the_terminal() -> None:
+    """Other hosts word parts of answers, such as why a move does not go on."""
+    hostile = "\x1b]0;owned\x07\x9b2J ok\n\u202egpj"
+
+    class Hostile:
+        async def call(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+            if name == "refused":
+                raise RequestError("busy", hostile)
+            return {"moves": [{"problem": {"message": hostile}, "attempts": 3}]}
+
+    client = PlainAdmin(Hostile())
+    shown = (await client.call("move.list", {}))["moves"][0]
+    assert shown["attempts"] == 3
+    with pytest.raises(RequestError) as refused:
+        await client.call("refused", {})
+    for text in (shown["problem"]["message"], refused.value.message):
+        assert text.replace("\ufffd", "") == "]0;owned2J ok\ngpj"
+    said = XrpcRejected("host", 400, "Odd\x1b", "no\x1b[2J")
+    assert (said.error, said.message) == ("Odd ", "no [2J")
 
 
 @pytest.mark.parametrize("proof", [None, "0" * 64, 7])
