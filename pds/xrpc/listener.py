@@ -33,6 +33,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
+from multidict import istr
 
 from pds.errors import RequestError
 from pds.services.callers import Network, caller_block, parse_networks, unmapped_address
@@ -43,6 +44,11 @@ from pds.xrpc.errors import STATUS_NAMES, error_response, internal_error
 RootHandler: TypeAlias = Callable[["ServerRequest"], Awaitable[web.StreamResponse]]
 
 SERVER_NAME: Final = "Freehold"
+SERVER: Final = istr("Server")
+RATE_LIMIT: Final = istr("RateLimit-Limit")
+RATE_REMAINING: Final = istr("RateLimit-Remaining")
+RATE_RESET: Final = istr("RateLimit-Reset")
+RATE_POLICY: Final = istr("RateLimit-Policy")
 MAX_HEADERS: Final = 64
 MAX_WAITING_REQUESTS: Final = 4
 """Requests of one connection that are read before the one in progress is answered."""
@@ -118,11 +124,11 @@ class ServerRequest(web.Request):
                 headers[name] = value
         count = self.rate_count
         if count is not None:
-            headers["RateLimit-Limit"] = count.bucket.limit_text
-            headers["RateLimit-Remaining"] = str(count.remaining)
-            headers["RateLimit-Reset"] = str(count.ends_at)
-            headers["RateLimit-Policy"] = count.bucket.policy_text
-        headers["Server"] = SERVER_NAME
+            headers[RATE_LIMIT] = count.bucket.limit_text
+            headers[RATE_REMAINING] = str(count.remaining)
+            headers[RATE_RESET] = str(count.ends_at)
+            headers[RATE_POLICY] = count.bucket.policy_text
+        headers[SERVER] = SERVER_NAME
 
 
 class Listener(web.Server):
