@@ -64,5 +64,6 @@ def build_keeping(base: Foundation, parts: MovingParts, mails: AccountMails) -> 
             operations=parts.plc_operations,
             lifecycle=parts.lifecycle,
             http=base.trusted,
+            guarded=base.proxy_guarded,
         ),
     )

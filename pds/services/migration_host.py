@@ -73,7 +73,10 @@ class RemoteHost:
         *,
         tokens: Tokens | None = None,
         on_tokens: OnTokens | None = None,
+        elsewhere: HttpClient | None = None,
     ) -> None:
+        """`elsewhere` follows redirects: an operator may name a neighbour, a host may not."""
+        self._elsewhere = elsewhere or http
         self.url = url.rstrip("/")
         self.tokens = tokens
         self._http = http
@@ -237,9 +240,9 @@ class RemoteHost:
     ) -> AsyncIterator[StreamedAnswer]:
         """GET a stream; redirects (a bucket) are followed, without the session's token."""
         url: str = self._url(nsid, params)
-        token = None if self.tokens is None else self.tokens.access
+        http, token = self._http, None if self.tokens is None else self.tokens.access
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._http.request(
+            async with http.request(
                 "GET",
                 url,
                 headers=_headers(token),
@@ -258,7 +261,7 @@ class RemoteHost:
                     yield answer
                     return
                 url = urljoin(url, answer.headers.get("Location", ""))
-                token = None
+                http, token = self._elsewhere, None
         raise BadAnswer(f"{self.name} redirects without end")
 
     async def list_blobs(self, did: Did) -> AsyncIterator[str]:

@@ -156,7 +156,9 @@ class Rescue:
         operations: PlcOperations,
         lifecycle: AccountLifecycle,
         http: HttpClient,
+        guarded: HttpClient,
     ) -> None:
+        """`http` goes where the operator says, `guarded` where the hosts there point to."""
         self._engine = engine
         self._clock = clock
         self._creation = creation
@@ -167,6 +169,7 @@ class Rescue:
         self._operations = operations
         self._lifecycle = lifecycle
         self._http = http
+        self._guarded = guarded
 
     async def import_archive(self, newcomer: Newcomer, sources: Sources, order: Order) -> Arrived:
         """Open the account of an archive here, deactivated, with all that the archive holds.
@@ -391,7 +394,7 @@ class Rescue:
                 with file:
                     await self._upload(owner, _chunks(file.read), None)
             return
-        host = RemoteHost(self._http, source)
+        host = RemoteHost(self._http, source, elsewhere=self._guarded)
         for cid in sorted(missing):
             try:
                 async with host.open_blob(

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from pds.errors import BadAnswer, Unreachable
-from pds.net.http import HttpSettings, TrustedClient
+from pds.net.http import GuardedClient, HttpSettings, TrustedClient
+from pds.net.http_errors import ForbiddenDestination
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.syntax import Did
 from pds.services.migration_drive import from_remote
@@ -53,6 +54,30 @@ async def answering(**by_method: Any) -> AsyncIterator[tuple[Answers, TrustedCli
     async with serving(answers.answer) as port, TrustedClient(settings) as http:
         answers.url = f"http://127.0.0.1:{port}"
         yield answers, http
+
+
+async def test_where_a_host_redirects_to_is_judged_as_a_strangers_address() -> None:
+    """A neighbour that the operator named may be asked; what it points to is not its to choose."""
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        if request.path == "/inside":
+            return web.Response(body=b"secret")
+        return web.Response(status=302, headers={"Location": "/inside"})
+
+    guarded = HttpSettings.guarded(user_agent="test")
+    trusted = HttpSettings.trusted(user_agent="test", allow_private=True)
+    async with (
+        serving(answer) as port,
+        TrustedClient(trusted) as http,
+        GuardedClient(guarded) as strangers,
+    ):
+        host = RemoteHost(http, f"http://127.0.0.1:{port}", elsewhere=strangers)
+        with pytest.raises(ForbiddenDestination):
+            async with host.open_blob(DID, "bafkrei", max_bytes=100):
+                raise AssertionError("it was followed")
+    assert seen == ["/xrpc/com.atproto.sync.getBlob"]
 
 
 def needs(token: str) -> Any:
