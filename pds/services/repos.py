@@ -45,10 +45,9 @@ from pds.services.repo_txn import Moment, commit_writes
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import Keystore
-from pds.store.moderation import hidden_paths, is_record_hidden
+from pds.store.moderation import get_record_and_hidden, hidden_paths
 from pds.store.records import (
     Record,
-    get_record,
     list_collections,
     list_record_sizes,
     list_records,
@@ -390,15 +389,15 @@ def _read_record(
     txn: Txn, repo: str, path: str, cid: Cid | None, principal: Principal | None
 ) -> bytes:
     account, repo_id = _find(txn, repo, principal)
-    record = get_record(txn, repo_id, path)
+    found = get_record_and_hidden(txn, account.aid, repo_id, path)
     if (
-        record is None
-        or (cid is not None and cid != record.cid)  # bytes, not texts (DM-33)
-        or (is_record_hidden(txn, account.aid, path) and not sees_hidden(account.did, principal))
+        found is None
+        or (cid is not None and cid != found[0].cid)  # bytes, not texts (DM-33)
+        or (found[1] and not sees_hidden(account.did, principal))
     ):
         uri = f"at://{account.did}/{path}"
         raise RequestError("RecordNotFound", f"Could not locate record: {uri}")
-    return dump_json(_view(account.did, record))
+    return dump_json(_view(account.did, found[0]))
 
 
 def _view(did: Did, record: Record) -> Json:
