@@ -31,7 +31,7 @@ from pds.services.mime import choose_mime_type
 from pds.services.principal import Principal, ReplayId
 from pds.services.settings import setting
 from pds.services.used_tokens import refuse_replay
-from pds.store.accounts import get_account_by_aid
+from pds.store.accounts import AccountStatus, get_account_by_aid
 from pds.store.blobs import (
     CLAIM_US,
     Blob,
@@ -446,7 +446,7 @@ def _note_upload(txn: Txn, upload: _Upload) -> Blob | None:
     account = get_account_by_aid(txn, aid)
     if account is None:
         raise RequestError("AccountNotFound", "Account not found", 403)
-    if account.takedown_ref is not None:
+    if account.status in (AccountStatus.TAKENDOWN, AccountStatus.SUSPENDED):
         raise RequestError("AccountTakedown", "Account has been taken down", 401)
     blob = insert_upload(
         txn,

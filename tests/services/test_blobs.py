@@ -188,8 +188,10 @@ async def test_bytes_are_stored_before_their_row(host):
     assert await host.rows("SELECT * FROM blob") == []
 
 
-async def test_upload_of_an_account_that_went_or_was_taken_down_is_refused(host):
-    await host.update_account(takedown_ref="x")
+@pytest.mark.parametrize("column", ["takedown_ref", "suspended_at"])
+async def test_upload_of_an_account_that_went_or_was_taken_down_is_refused(host, column):
+    """(ACC-44) Also one that was on its way when the operator closed the account."""
+    await host.update_account(**{column: "x" if column == "takedown_ref" else 1})
     assert await refused(upload(host, b"x")) == ("AccountTakedown", 401)
     call = host.blobs.upload(999, pieces(b"x"), declared_type=None)
     assert await refused(call) == ("AccountNotFound", 403)
