@@ -89,6 +89,7 @@ def make_limits(settings: RateSettings) -> Mapping[str, Limit]:
         ("reserve-key", address, 100, FIVE_MINUTES),
         ("reserve-key-day", address, 1000, DAY),
         ("refresh-identity", address, 100, FIVE_MINUTES),
+        ("resolve-lexicon", address, 100, FIVE_MINUTES),
         ("check-handle", address, 300, FIVE_MINUTES),
         ("codes", account, 50, FIVE_MINUTES),
         ("codes-reset", address, 50, FIVE_MINUTES),
@@ -164,6 +165,8 @@ METHODS: Final[Mapping[str, tuple[Charge, ...]]] = MappingProxyType(
         "com.atproto.identity.signPlcOperation": _charge("codes"),
         "com.atproto.identity.submitPlcOperation": _charge("plc", "plc-day"),
         "com.atproto.identity.updateHandle": _charge("handle", "handle-day"),
+        # Slow authorities hold look-ups up that writes may be waiting for.
+        "com.atproto.lexicon.resolveLexicon": _charge("resolve-lexicon"),
         "com.atproto.repo.applyWrites": _writes(write_points),
         "com.atproto.repo.createRecord": _writes(CREATE_POINTS),
         "com.atproto.repo.deleteRecord": _writes(DELETE_POINTS),

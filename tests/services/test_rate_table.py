@@ -49,6 +49,7 @@ def test_names_in_bodies_are_fields_of_the_lexicons() -> None:
     [
         ("com.atproto.server.createAccount", {(100, 300, Key.ADDRESS)}),
         ("com.atproto.server.deleteAccount", {(50, 300, Key.ADDRESS)}),
+        ("com.atproto.lexicon.resolveLexicon", {(100, 300, Key.ADDRESS)}),
         ("com.atproto.server.resetPassword", {(50, 300, Key.ADDRESS)}),
         (
             "com.atproto.server.requestPasswordReset",
