@@ -5,13 +5,16 @@ every start), and later in every full collection. So they are set aside once the
 """
 
 import gc
+import sys
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     gc.disable()
+    from pds.cli import import_command
     from pds.cli import main as run_command
 
+    import_command(sys.argv[1:])
     gc.freeze()
     gc.enable()
     run_command()

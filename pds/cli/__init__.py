@@ -6,6 +6,7 @@ fault. Exit codes: 0 done, 1 failed, 2 wrong settings or usage, 130 interrupted.
 
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Final
 
 import click
@@ -55,7 +56,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, None if there is none of this name."""
         if cmd_name in MODULES and cmd_name not in self.commands:
-            module = import_module(f"pds.cli.{MODULES[cmd_name]}")
+            module = _import(cmd_name)
             command: click.Command = getattr(module, cmd_name.replace("-", "_"))
             self.add_command(command, cmd_name)
         return super().get_command(ctx, cmd_name)
@@ -71,6 +72,16 @@ def commands() -> None:
 def version() -> None:
     """Print the version."""
     click.echo(pds.__version__)
+
+
+def _import(name: str) -> ModuleType:
+    return import_module(f"pds.cli.{MODULES[name]}")
+
+
+def import_command(arguments: list[str]) -> None:
+    """Import the command that a command line begins with, before it is run."""
+    if arguments and arguments[0] in MODULES:
+        _import(arguments[0])
 
 
 def main() -> None:
