@@ -141,9 +141,9 @@ def parse_manifest(content: bytes) -> Manifest:
         handle = fields["handle"]
         return Manifest(
             did=parse_did(_text(fields["did"])),
-            handle=None if handle is None else _text(handle),
-            host=_text(fields["host"]),
-            created_at=_text(fields["createdAt"]),
+            handle=None if handle is None else _shown(handle),
+            host=_shown(fields["host"]),
+            created_at=_shown(fields["createdAt"]),
             commit=parse_cid(_text(fields["repo"]["commit"])),
             rev=parse_tid(_text(fields["repo"]["rev"])),
             members=tuple(_parse_member(entry) for entry in fields["members"]),
@@ -330,6 +330,13 @@ def _parse_member(entry: Any) -> Member:
         _text(entry["sha256"]),
         None if mime_type is None else _text(mime_type),
     )
+
+
+def _shown(value: Any) -> str:
+    """Return a text that is shown to people: it must not steer their terminals."""
+    if not _text(value).isprintable():
+        raise TypeError
+    return _text(value)
 
 
 def _text(value: Any) -> str:

@@ -144,6 +144,7 @@ def test_a_manifest_comes_back_as_it_was() -> None:
         (b'"version": 1', b'"version": 2'),
         (b'"did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"', b'"nobody"'),
         (b'"alice.test"', b"7"),
+        (b'"alice.test"', b'"alice\\u001b[2J"'),
         (b'"members"', b'"people"'),
         (b'"size": 4', b'"size": true'),
         (b'"size": 4', b'"size": "4"'),
