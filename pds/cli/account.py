@@ -50,6 +50,16 @@ def show(account: str, **options: Any) -> None:
 
 
 @account.command()
+@click.argument("account")
+@order_options(pages=True)
+def sessions(account: str, **options: Any) -> None:
+    """List where an account is signed in: with what, since when, last renewed."""
+    names = ("scope", "appPassword", "openedAt", "renewedAt", "expiresAt")
+    show = show_table("sessions", [(name, field(name)) for name in names])
+    Ordering(options).give("account.sessions", show, account=account)
+
+
+@account.command()
 @click.argument("handle")
 @click.argument("email")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")

@@ -85,6 +85,15 @@ async def _show_account(asked: Asked) -> dict[str, Json]:
     return _account(infos[0]) | await asked.services.operator.lists.holdings(infos[0].account.aid)
 
 
+async def _list_sessions(asked: Asked) -> dict[str, Json]:
+    sessions, cursor = await asked.services.operator.lists.sessions(
+        await asked.did(),
+        cursor=asked.fields.maybe_text("cursor"),
+        limit=asked.fields.number("limit", DEFAULT_LIMIT),
+    )
+    return _page("sessions", sessions, cursor)
+
+
 async def _create_account(asked: Asked) -> dict[str, Json]:
     fields = asked.fields
     return await asked.services.operator.creation.create(
@@ -318,6 +327,7 @@ async def _list_audit(asked: Asked) -> dict[str, Json]:
 ACTS: Final[Mapping[str, Act]] = {
     "account.list": _list_accounts,
     "account.show": _show_account,
+    "account.sessions": _list_sessions,
     "account.create": _create_account,
     "account.takedown": _changing(AccountChange(takedown=True)),
     "account.untakedown": _changing(AccountChange(takedown=False)),

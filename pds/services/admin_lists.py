@@ -4,7 +4,7 @@ Only reads, save for `note`, which leaves a row in the audit trail for acts that
 their own. Nothing here is hidden, whatever was taken down.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from pds.errors import ProtocolError
@@ -16,13 +16,14 @@ from pds.services.audit import Order, note_act
 from pds.services.crawlers import RelayState
 from pds.services.moderation import subject_not_found
 from pds.store.accounts import get_account_by_did
+from pds.store.app_passwords import list_app_passwords
 from pds.store.blobs import Blob, count_blobs, list_held_blobs
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.events import StoredEvent, list_events
 from pds.store.moderation import list_record_takedowns
 from pds.store.repos import get_account_repo
-from pds.store.sessions import count_sessions
+from pds.store.sessions import OpenSession, count_sessions, list_open_sessions
 
 MAX_PAGE: Final = 500
 HOST: Final = "host"
@@ -55,6 +56,24 @@ class AdminLists:
             return found
 
         return await self._engine.read("admin.holdings", read)
+
+    async def sessions(
+        self, did: Did, *, cursor: str | None, limit: int
+    ) -> tuple[list[Json], str | None]:
+        """Return the open sessions of an account, and the cursor if more follow."""
+        count, now_us = _page_size(limit), self._clock.now_us()
+
+        def read(txn: Txn) -> list[tuple[str, Json]]:
+            account = get_account_by_did(txn, did)
+            if account is None:
+                raise subject_not_found()
+            names = {one.app_password_id: one.name for one in list_app_passwords(txn, account.aid)}
+            found = list_open_sessions(
+                txn, account.aid, after=cursor or "", now_us=now_us, limit=count + 1
+            )
+            return [(one.session_id, _session(one, names)) for one in found]
+
+        return _cut(await self._engine.read("admin.sessions", read), count)
 
     async def repo(self, did: Did) -> dict[str, Json]:
         """Return the head of a repo and what is in it. Raises: RequestError `NotFound`."""
@@ -157,6 +176,16 @@ def relay_view(relay: RelayState) -> dict[str, Json]:
         "url": relay.url,
         "accepted": relay.accepted_at_s is not None and relay.failures == 0,
         "error": relay.last_error,
+    }
+
+
+def _session(session: OpenSession, app_passwords: Mapping[int | None, str]) -> Json:
+    return {
+        "scope": session.scope,
+        "appPassword": app_passwords.get(session.app_password_id),
+        "openedAt": format_datetime(session.opened_at),
+        "renewedAt": format_datetime(session.renewed_at),
+        "expiresAt": format_datetime(session.expires_at),
     }
 
 

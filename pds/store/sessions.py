@@ -72,6 +72,31 @@ def count_sessions(txn: Txn, aid: int) -> int:
     return int(row[0])
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """One login as its owner or an operator sees it: all its rows together."""
+
+    session_id: str
+    scope: str
+    app_password_id: int | None
+    opened_at: int
+    renewed_at: int
+    expires_at: int
+
+
+def list_open_sessions(
+    txn: Txn, aid: int, *, after: str, now_us: int, limit: int
+) -> list[OpenSession]:
+    """Return sessions of an account whose last token has not expired, by id from `after` on."""
+    rows = txn.read(
+        "SELECT session_id, max(scope), max(app_password_id), min(created_at), max(created_at),"
+        " max(expires_at) FROM session WHERE aid = ? AND session_id > ? AND expires_at > ?"
+        " GROUP BY session_id ORDER BY session_id LIMIT ?",
+        (aid, after, now_us, limit),
+    )
+    return [OpenSession(*row) for row in rows]
+
+
 def update_successor(txn: Txn, token_id: str, next_token_id: str, expires_at: int) -> None:
     """Name the successor of a used refresh token and shorten its life."""
     txn.write(

@@ -168,6 +168,8 @@ async def long_story(shell: Shell, did: str) -> None:
     await shell.run("account", "set-email", did, "New@example.test")
     await shell.run("account", "rotate-key", did)
     await shell.run("account", "end-sessions", did)
+    assert "openedAt" in await shell.run("account", "sessions", did)
+    assert (await shell.json("account", "sessions", did))["sessions"] == []
     assert "password  " in await shell.run("account", "reset-password", did)
     code, _, error = await shell.try_run("account", "set-appview", did, "no did")
     assert (code, "named by its DID" in error) == (1, True)
