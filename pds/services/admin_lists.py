@@ -67,7 +67,9 @@ class AdminLists:
             account = get_account_by_did(txn, did)
             if account is None:
                 raise subject_not_found()
-            names = {one.app_password_id: one.name for one in list_app_passwords(txn, account.aid)}
+            names: dict[int | None, str] = {
+                one.app_password_id: one.name for one in list_app_passwords(txn, account.aid)
+            }
             found = list_open_sessions(
                 txn, account.aid, after=cursor or "", now_us=now_us, limit=count + 1
             )
