@@ -74,6 +74,9 @@ class Codes:
 class IdentityHost:
     """A `CreationHost` with everything that changes identities; what it has is had here too."""
 
+    plc_timeout_s = PLC_TIMEOUT_S
+    """A directory that is slow on purpose takes longer than this."""
+
     def __init__(self, base: CreationHost, handle_settings: HandleSettings | None) -> None:
         self.base = base
         self.handle_settings = handle_settings
@@ -135,7 +138,7 @@ class IdentityHost:
             plc=self.identity_plc,
             rotation_signer=ROTATION,
             resolver=self.resolver,
-            settings=JournalSettings(plc_timeout_s=PLC_TIMEOUT_S, exclusive=exclusive),
+            settings=JournalSettings(plc_timeout_s=self.plc_timeout_s, exclusive=exclusive),
         )
 
     def make_change(self, journal: IdentityJournal) -> HandleChange:
