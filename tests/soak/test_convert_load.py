@@ -32,7 +32,7 @@ async def test_a_host_that_moves_under_load_loses_nothing(
             host.did_keys[account.did] = await _key(session, plc.url, account.did)
             await fill_repo(host.server.url, account, RECORDS)
         await host.server.stop()
-        delays = [rng.uniform(0.8, 8.0) for _ in range(KILLS)]
+        delays = [rng.uniform(0.3, 2.5) for _ in range(KILLS)]
         moves = await move_there_and_back(host, writers=6, before_s=3.0, kill_after_s=delays)
         acknowledged = sum(writer.acknowledged for writer in host.writers)
         print(
