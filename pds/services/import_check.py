@@ -24,7 +24,6 @@ from pds.protocol import cbor
 from pds.protocol.car_index import CarIndex
 from pds.protocol.cid import Cid
 from pds.protocol.commit import Commit, verify_commit
-from pds.protocol.data import Data, find_blob_refs, find_legacy_blobs
 from pds.protocol.keys import InvalidKey, parse_did_key
 from pds.protocol.mst.node import MAX_DEPTH
 from pds.protocol.mst.tree import BlockSource, MissingBlock
@@ -36,7 +35,7 @@ from pds.protocol.repo_verify import (
     verify_repo,
 )
 from pds.protocol.syntax import Did, Tid
-from pds.services.records_prepare import BACKLINK_COLLECTIONS, subject_of
+from pds.services.records_prepare import index_entries
 
 BATCH_ROWS: Final = 400
 BATCH_BYTES: Final = 400_000
@@ -160,23 +159,11 @@ def _find_key(commit: Commit, keys: Sequence[str]) -> str:
 def _add_record(found: VerifiedBlock, rows: "_BatchWriter") -> None:
     path, block = found.path or "", found.block
     rows.add_record(path, found.cid, block)
-    collection = path.partition("/")[0]
-    has_blob = b"dblob" in block or (b"hmimeType" in block and b"ccid" in block)
-    has_subject = collection in BACKLINK_COLLECTIONS
-    if not (has_blob or has_subject):
-        return
-    record: Any = cbor.decode(block)
-    if has_blob:
-        for cid in _blobs_of(record):
-            rows.add_blob_ref(cid, path)
-    if has_subject and (subject := subject_of(collection, record)) is not None:
-        rows.add_backlink(collection, subject, path)
-
-
-def _blobs_of(record: Data) -> list[Cid]:
-    """Return the blobs that a record refers to, also in the old form, each once (DM-41, DM-42)."""
-    refs = [*find_blob_refs(record), *find_legacy_blobs(record)]
-    return list(dict.fromkeys(ref.cid for ref in refs if ref.cid.is_blessed_raw))
+    blobs, subject = index_entries(path, block)
+    for cid in blobs:
+        rows.add_blob_ref(cid, path)
+    if subject is not None:
+        rows.add_backlink(path.partition("/")[0], subject, path)
 
 
 class _Blocks:

@@ -191,6 +191,23 @@ def _check_schema_record(rkey: RecordKey, record: dict[str, Data]) -> None:
         raise ProtocolError(str(reason))
 
 
+def index_entries(path: str, block: bytes) -> tuple[list[Cid], str | None]:
+    """Return what the indexes keep of a verified record: its blobs, each once, and its subject.
+
+    Blobs in the old form count too. The block is decoded only when it can name something.
+    Spec: (DM-41, DM-42)
+    """
+    collection = path.partition("/")[0]
+    has_blob = b"dblob" in block or (b"hmimeType" in block and b"ccid" in block)
+    has_subject = collection in BACKLINK_COLLECTIONS
+    if not (has_blob or has_subject):
+        return [], None
+    record: Any = cbor.decode(block)
+    refs = [*find_blob_refs(record), *find_legacy_blobs(record)] if has_blob else []
+    cids = list(dict.fromkeys(ref.cid for ref in refs if ref.cid.is_blessed_raw))
+    return cids, subject_of(collection, record) if has_subject else None
+
+
 def subject_of(collection: str, record: dict[str, Data]) -> str | None:
     """Return what a record of one of `BACKLINK_COLLECTIONS` points at.
 

@@ -10,18 +10,16 @@ Spec: (REPO-28, REPO-29, REPO-90, REPO-92)
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from pds.errors import ProtocolError
-from pds.protocol import cbor
 from pds.protocol.cid import Cid
-from pds.protocol.data import find_blob_refs, find_legacy_blobs
 from pds.protocol.keys import PublicKey
 from pds.protocol.mst.tree import MissingBlock
 from pds.protocol.repo import Head
-from pds.protocol.repo_verify import InvalidRepo, VerifiedBlock, check_commit_block, verify_repo
+from pds.protocol.repo_verify import VerifiedBlock, check_commit_block, verify_repo
 from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_tid
-from pds.services.records_prepare import BACKLINK_COLLECTIONS, subject_of
+from pds.services.records_prepare import index_entries
 from pds.store.records import Backlink
 from pds.store.reference_reader import ReferenceStore
 
@@ -123,20 +121,10 @@ def _add_record(store: ReferenceStore, head: Head, found: VerifiedBlock, batch: 
     if known.takedown_ref is not None:
         ref = known.takedown_ref
         batch.takedowns.append(Takedown(path, found.cid, ref, known.indexed_at))
-    collection = path.partition("/")[0]
-    has_blob = b"dblob" in block or (b"hmimeType" in block and b"ccid" in block)
-    has_subject = collection in BACKLINK_COLLECTIONS
-    if not (has_blob or has_subject):
-        return
-    record: Any = cbor.decode(block)
-    if not isinstance(record, dict):
-        raise InvalidRepo("record is not a map")
-    if has_blob:
-        refs = [*find_blob_refs(record), *find_legacy_blobs(record)]
-        for cid in dict.fromkeys(ref.cid for ref in refs if ref.cid.is_blessed_raw):
-            batch.blob_refs.append((cid, path, rev))
-    if has_subject and (subject := subject_of(collection, record)) is not None:
-        batch.backlinks.append(Backlink(collection, subject, path))
+    blobs, subject = index_entries(path, block)
+    batch.blob_refs.extend((cid, path, rev) for cid in blobs)
+    if subject is not None:
+        batch.backlinks.append(Backlink(path.partition("/")[0], subject, path))
 
 
 def _rev(text: str | None, head: Tid) -> Tid:
