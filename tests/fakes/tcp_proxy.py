@@ -81,10 +81,12 @@ class TcpProxy:
                 _shut(client)
                 if how is Cut.LATE:
                     time.sleep(LATE_S)
-                    server.sendall(content)
+                    _send(server, content)
                     time.sleep(LATE_S)
                 break
-            server.sendall(content)
+            if not _send(server, content):
+                break
+        _shut(client)
         _shut(server)
 
     def _answers(self, client: socket.socket, server: socket.socket) -> None:
@@ -92,10 +94,7 @@ class TcpProxy:
             if b"COMMIT\0" in content and self._armed is Cut.AFTER:
                 self._cut()
                 break
-            try:
-                client.sendall(content)
-            except OSError:
-                continue
+            _send(client, content)
         _shut(client)
 
 
@@ -104,6 +103,15 @@ def _receive(sock: socket.socket) -> bytes:
         return sock.recv(65536)
     except OSError:
         return b""
+
+
+def _send(sock: socket.socket, content: bytes) -> bool:
+    """Send, unless the other thread or the other side has closed the connection."""
+    try:
+        sock.sendall(content)
+    except OSError:
+        return False
+    return True
 
 
 def _shut(sock: socket.socket) -> None:

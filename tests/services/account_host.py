@@ -8,6 +8,7 @@ from pathlib import Path
 from pds.protocol.syntax import Did, Handle
 from pds.services.account_cache import AccountCache
 from pds.services.passwords import Passwords
+from pds.services.rate_limits import RateLimits
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
 from pds.store.accounts import insert_account
@@ -108,6 +109,7 @@ def make_sessions(host: "SessionHost") -> Sessions:
         tokens=host.tokens,
         passwords=host.passwords,
         settings=SessionSettings(login_floor_s=0.0),
+        rate_limits=RateLimits(now_s=lambda: host.clock.now_us() / 1_000_000),
     )
 
 
