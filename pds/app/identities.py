@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from pds.app.foundation import Foundation
 from pds.services.account_cache import AccountCache
-from pds.services.account_journal import JournalSettings
 from pds.services.account_mails import AccountMails
 from pds.services.account_states import AccountStates
 from pds.services.accounts import Accounts
@@ -14,6 +13,7 @@ from pds.services.handles import HandlePolicy, HandleSettings, reserved_labels
 from pds.services.identity_acts import ActRows
 from pds.services.identity_checks import IdentityChecks
 from pds.services.identity_journal import IdentityJournal
+from pds.services.journal_settling import JournalSettings
 from pds.services.key_rotation import KeyRotation
 from pds.services.mail_tokens import MailTokens
 from pds.services.plc_operations import PlcOperations, PlcSettings

@@ -35,7 +35,7 @@ from pds.services import Services
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, CreationSettings
 from pds.services.account_email import AccountEmail
-from pds.services.account_journal import AccountJournal, JournalSettings
+from pds.services.account_journal import AccountJournal
 from pds.services.account_lifecycle import AccountLifecycle
 from pds.services.account_mails import AccountMails
 from pds.services.account_rows import AccountRows
@@ -54,6 +54,7 @@ from pds.services.health import Health
 from pds.services.hosting import Hosting
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites, InviteSettings
+from pds.services.journal_settling import JournalSettings
 from pds.services.lexicon_fetch import LexiconFetcher
 from pds.services.lexicon_resolution import Lexicons
 from pds.services.lexicons import load_catalog

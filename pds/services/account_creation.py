@@ -18,11 +18,9 @@ An account for a DID that exists already touches our database only: it starts de
 without events (ACC-21), whatever comes next is part of migration. Such a DID is never tombstoned.
 """
 
-import asyncio
 import secrets
-from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pds.errors import ConfigError, NotResolvable, RequestError
 from pds.protocol.data import Json
@@ -47,6 +45,7 @@ from pds.services.passwords import Passwords, check_new_password
 from pds.services.principal import Principal, PrincipalKind, ReplayId
 from pds.services.reserved_keys import CURVE, ReservedKeys
 from pds.services.sessions import Opening, Sessions, SessionView
+from pds.services.unbroken import UnbrokenActs
 from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import Account, AccountStatus, get_account_by_did
 from pds.store.clock import Clock
@@ -131,7 +130,7 @@ class AccountCreation:
         self._mails = mails
         self._settings = settings
         self._reserved_keys = reserved_keys
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._acts = UnbrokenActs()
 
     async def create(
         self, request: AccountRequest, principal: Principal | None = None
@@ -160,12 +159,12 @@ class AccountCreation:
         if request.did is not None:
             did = self._check_control(request.did, principal)
             replay = None if principal is None else principal.replay
-            return await self._shielded(
+            return await self._acts.run(
                 self._create_for(replace(claim, did=did), did, request.password, replay)
             )
         self._handles.check_ours(claim.handle)
         recovery_key = self._parse_recovery_key(request.recovery_key)
-        return await self._shielded(self._create_new(claim, request.password, recovery_key))
+        return await self._acts.run(self._create_new(claim, request.password, recovery_key))
 
     async def _usable_code(self, code: str | None) -> str | None:
         """Where no code is needed, one that is good counts and any other is as none."""
@@ -176,7 +175,7 @@ class AccountCreation:
 
     async def close(self) -> None:
         """Wait for the acts that are under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._acts.close()
 
     # A new DID
 
@@ -288,7 +287,7 @@ class AccountCreation:
             handle=self._handles.parse(request.handle),
             invite_code=None,
         )
-        account, _ = await self._shielded(self._insert_for(claim, did, request.password))
+        account, _ = await self._acts.run(self._insert_for(claim, did, request.password))
         return account
 
     async def _insert_for(
@@ -423,18 +422,6 @@ class AccountCreation:
         if session is None:
             raise AssertionError("a session was asked for")
         return await self._sessions.view_opened(account, session, did_doc=did_doc)
-
-    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` to its end even if the caller leaves."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Seen, also if the caller has left.
 
 
 def _check_operator_key(did_key: str | None) -> None:

@@ -15,25 +15,15 @@ directory what became of the operation:
 Spec: (ACC-11, ACC-12, ID-65)
 """
 
-import asyncio
 import contextlib
 import secrets
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
-from pds.errors import (
-    NotResolvable,
-    Rejected,
-    RemoteError,
-    RequestError,
-    StoreError,
-    Unreachable,
-)
+from pds.errors import NotResolvable, Rejected, RemoteError, RequestError, StoreError
 from pds.log import get_logger
 from pds.protocol.keys import Signer
 from pds.protocol.plc import PlcOperation, make_tombstone, sign_operation
-from pds.protocol.syntax import Did, Handle
+from pds.protocol.syntax import Handle
 from pds.protocol.tid import next_tid
 from pds.services.account_draft import (
     JOURNAL_KIND,
@@ -43,6 +33,8 @@ from pds.services.account_draft import (
     encode_draft,
 )
 from pds.services.account_rows import AccountRows, Claim, NewRows, check_claim
+from pds.services.journal_settling import JournalSettings, Settled
+from pds.services.plc_asking import PlcInTime, PlcPublisher, no_answer
 from pds.services.sessions import Opening
 from pds.store.accounts import Account, get_account_by_did
 from pds.store.clock import Clock
@@ -59,40 +51,7 @@ from pds.store.journal import (
 from pds.store.keystore import KEY_ENTROPY_BYTES, Keystore
 from pds.store.sessions import Session
 
-US_PER_S: Final = 1_000_000
-
 _log: Final = get_logger(__name__)
-
-
-class PlcPublisher(Protocol):
-    """What creation needs of the directory (`pds.identity.did_plc.PlcClient`)."""
-
-    async def submit(self, did: Did, operation: PlcOperation) -> None:
-        """Publish an operation; raises Rejected, or RemoteError when the outcome is unknown."""
-
-    async def get_last_op(self, did: Did) -> PlcOperation:
-        """Return the last operation; raises NotResolvable when the directory has none."""
-
-
-class Settled(StrEnum):
-    """What became of a journal row."""
-
-    COMPLETED = "completed"
-    UNDONE = "undone"
-    WAITING = "waiting"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalSettings:
-    """How long to wait for the directory, and for acts that may still be under way elsewhere."""
-
-    plc_timeout_s: float = 10.0
-    """Longest wait for the directory (promise A8)."""
-    grace_s: float = 30.0
-    """Age at which a row is nobody's; doubled with each attempt to settle it."""
-    max_wait_s: float = 3600.0
-    exclusive: bool = True
-    """Whether no other process uses the database: then all rows found at the start are nobody's."""
 
 
 class AccountJournal:
@@ -113,9 +72,9 @@ class AccountJournal:
         self._clock = clock
         self._keystore = keystore
         self._rows = rows
-        self._plc = plc
         self._rotation_signer = rotation_signer
         self._settings = settings or JournalSettings()
+        self._plc = PlcInTime(plc, self._settings.plc_timeout_s)
         self._under_way: set[int] = set()
         self._reserving = 0
         """Acts whose row may be there already, while its id is not yet known here."""
@@ -156,17 +115,13 @@ class AccountJournal:
         when it is not known what became of it; the row is then settled or marked.
         """
         try:
-            await self._submit(draft.did, draft.operation)
+            await self._plc.submit(draft.did, draft.operation)
         except Rejected as error:
             await self._engine.transact("account.forget", delete_journal, journal_id)
             raise RequestError("InvalidRequest", str(error)) from error
         except RemoteError as error:
             await self._mark_undo(journal_id, draft)
-            raise RequestError(
-                "UpstreamFailure",
-                "The PLC directory did not answer; the account was not made, try again later",
-                502,
-            ) from error
+            raise no_answer("the account was not made, try again later") from error
 
     async def complete(
         self, journal_id: int, draft: Draft, opening: Opening | None
@@ -207,7 +162,7 @@ class AccountJournal:
                 return Settled.COMPLETED
         tombstone = sign_operation(make_tombstone(last), self._rotation_signer)
         try:
-            await self._submit(draft.did, tombstone)
+            await self._plc.submit(draft.did, tombstone)
         except RemoteError as error:
             _log.warning("account.tombstone_failed", did=draft.did, reason=str(error))
             return Settled.WAITING
@@ -261,11 +216,10 @@ class AccountJournal:
     async def _settle(self, row: JournalRow) -> Settled:
         draft = decode_draft(row.state)
         try:
-            async with asyncio.timeout(self._settings.plc_timeout_s):
-                last = await self._plc.get_last_op(draft.did)
+            last = await self._plc.get_last_op(draft.did)
         except NotResolvable:
             last = None
-        except (RemoteError, TimeoutError):
+        except RemoteError:
             await self._put_off(row)
             return Settled.WAITING
         if last is None or last.is_tombstone:
@@ -283,9 +237,7 @@ class AccountJournal:
     def _is_due(self, row: JournalRow) -> bool:
         if row.journal_id in self._under_way:
             return False
-        doubled_s = self._settings.grace_s * (1 << min(row.attempts, 16))
-        wait_us = min(doubled_s, self._settings.max_wait_s) * US_PER_S
-        return self._clock.now_us() - row.updated_at >= wait_us
+        return self._settings.is_due(row, self._clock.now_us())
 
     async def _put_off(self, row: JournalRow) -> None:
         await self._engine.transact(
@@ -303,13 +255,6 @@ class AccountJournal:
         return await self._engine.transact(
             "account.mark_undo", _mark, journal_id, state, self._clock.now_us()
         )
-
-    async def _submit(self, did: Did, operation: PlcOperation) -> None:
-        try:
-            async with asyncio.timeout(self._settings.plc_timeout_s):
-                await self._plc.submit(did, operation)
-        except TimeoutError as error:
-            raise Unreachable("the PLC directory did not answer in time") from error
 
 
 def claim_of(draft: Draft) -> Claim:

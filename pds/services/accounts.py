@@ -7,7 +7,8 @@ settled by `account_journal`.
 from pds.protocol.syntax import Handle
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, AccountRequest
-from pds.services.account_journal import AccountJournal, Settled
+from pds.services.account_journal import AccountJournal
+from pds.services.journal_settling import Settled
 from pds.services.principal import Principal
 from pds.services.sessions import SessionView
 from pds.store.accounts import Account, AccountStatus

@@ -10,9 +10,9 @@ Spec: (ID-55, ID-57)
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.errors import RequestError
 from pds.protocol.keys import Signer
 from pds.protocol.plc import (
     OperationJson,
@@ -30,17 +30,11 @@ from pds.services.account_cache import AccountCache
 from pds.services.audit import Order
 from pds.services.identity_acts import Act, ActKind, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
+from pds.services.plc_asking import PlcHistory, refusing_without_plc
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.plc_watch import list_foreign
-
-
-class PlcReader(Protocol):
-    """What this needs of `pds.identity.did_plc.PlcClient`."""
-
-    async def get_audit_log(self, did: Did) -> PlcLog:
-        """Return the whole log, verified; raises NotResolvable, Unreachable or BadAnswer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +75,7 @@ class Countermands:
         engine: Engine,
         clock: Clock,
         accounts: AccountCache,
-        plc: PlcReader,
+        plc: PlcHistory,
         journal: IdentityJournal,
         rotation_signer: Signer,
     ) -> None:
@@ -177,14 +171,8 @@ class Countermands:
         )
 
     async def _log(self, did: Did) -> PlcLog:
-        try:
+        with refusing_without_plc("try again at once"):
             return await self._plc.get_audit_log(did)
-        except NotResolvable as error:
-            raise _refused("The DID is not registered in the PLC directory") from error
-        except RemoteError as error:
-            raise RequestError(
-                "UpstreamFailure", "The PLC directory did not answer, try again at once", 502
-            ) from error
 
 
 def _check_signed(content: Any, plan: Countermand) -> PlcOperation:

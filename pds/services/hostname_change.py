@@ -48,6 +48,7 @@ from pds.services.audit import Order
 from pds.services.handles import HandlePolicy
 from pds.services.identity_acts import Act, ActKind, check_handle_free, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
+from pds.services.plc_asking import PlcReader
 from pds.services.settings import setting
 from pds.store.accounts import (
     Account,
@@ -142,13 +143,6 @@ class Reach:
     url: str
     is_current: bool
     problem: str | None
-
-
-class PlcReader(Protocol):
-    """What this needs of `pds.identity.did_plc.PlcClient`."""
-
-    async def get_last_op(self, did: Did) -> PlcOperation:
-        """Return the last operation; raises NotResolvable or Unreachable."""
 
 
 class Resolver(Protocol):

@@ -25,20 +25,12 @@ before it. So a row ends in one of two ways, whatever was told to the client:
 Spec: (ID-25, ID-60, ID-72, SYNC-43)
 """
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
-from pds.errors import (
-    NotResolvable,
-    Rejected,
-    RemoteError,
-    RequestError,
-    StoreError,
-    Unreachable,
-)
+from pds.errors import Rejected, RemoteError, RequestError, StoreError
 from pds.identity.errors import PlcRateLimited
 from pds.log import get_logger
 from pds.protocol.keys import Signer
@@ -50,7 +42,6 @@ from pds.protocol.plc import (
     sign_operation,
 )
 from pds.protocol.syntax import Did, Handle
-from pds.services.account_journal import US_PER_S, JournalSettings, PlcPublisher, Settled
 from pds.services.identity_acts import (
     ACT_KIND,
     Act,
@@ -59,12 +50,13 @@ from pds.services.identity_acts import (
     find_act,
     under_way,
 )
+from pds.services.journal_settling import US_PER_S, JournalSettings, Settled
+from pds.services.plc_asking import PlcInTime, PlcPublisher, no_answer, refusing_without_plc
+from pds.services.unbroken import UnbrokenActs
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.journal import JournalRow, list_journal
 from pds.store.reserved_handles import HANDLE_KIND
-
-T = TypeVar("T")
 
 _log: Final = get_logger(__name__)
 
@@ -113,12 +105,12 @@ class IdentityJournal:
         self._engine = engine
         self._clock = clock
         self._rows = rows
-        self._plc = plc
         self._rotation_signer = rotation_signer
         self._resolver = resolver
         self._settings = settings or JournalSettings()
+        self._plc = PlcInTime(plc, self._settings.plc_timeout_s)
         self._busy: set[str] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._acts = UnbrokenActs()
         self._has_recovered = False
 
     async def carry_out(self, plan: Plan) -> None:
@@ -126,7 +118,7 @@ class IdentityJournal:
 
         Raises: RequestError, `UpstreamFailure` 502 when the directory did not answer.
         """
-        await self._shielded(self._carry_out(plan))
+        await self._acts.run(self._carry_out(plan))
 
     async def rehearse(self, plan: Plan) -> None:
         """Check what can be checked without changing anything. Raises: RequestError."""
@@ -147,7 +139,7 @@ class IdentityJournal:
 
     async def close(self) -> None:
         """Wait for the acts that are under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._acts.close()
 
     async def _carry_out(self, plan: Plan) -> None:
         did = plan.act.did
@@ -198,31 +190,19 @@ class IdentityJournal:
         return act
 
     async def _ask_last(self, did: Did) -> PlcOperation:
-        try:
-            async with asyncio.timeout(self._settings.plc_timeout_s):
-                return await self._plc.get_last_op(did)
-        except NotResolvable as error:
-            raise _refused("The DID is not registered in the PLC directory") from error
-        except (RemoteError, TimeoutError) as error:
-            raise _no_answer("nothing was changed, try again later") from error
+        with refusing_without_plc("nothing was changed, try again later"):
+            return await self._plc.get_last_op(did)
 
     async def _publish(self, journal_id: int, did: Did, operation: PlcOperation) -> None:
         try:
-            await self._submit(did, operation)
+            await self._plc.submit(did, operation)
         except Rejected as error:
             await self._engine.transact("identity.undo", self._rows.undo, journal_id)
             if isinstance(error, PlcRateLimited):
                 raise RequestError("RateLimitExceeded", str(error), 429) from error
             raise _refused(str(error)) from error
         except RemoteError as error:
-            raise _no_answer("the change is made as soon as it does") from error
-
-    async def _submit(self, did: Did, operation: PlcOperation) -> None:
-        try:
-            async with asyncio.timeout(self._settings.plc_timeout_s):
-                await self._plc.submit(did, operation)
-        except TimeoutError as error:
-            raise Unreachable("the PLC directory did not answer in time") from error
+            raise no_answer("the change is made as soon as it does") from error
 
     async def _confirm(self, journal_id: int, act: Act) -> bool:
         """Change our rows, and return whether the act was still open."""
@@ -255,10 +235,11 @@ class IdentityJournal:
         """Settle the acts that nobody works on; as `AccountJournal.recover`."""
         if now is None:
             now = self._settings.exclusive and not self._has_recovered
+        now_us = self._clock.now_us()
         outcome = dict.fromkeys(Settled, 0)
         for row in await self._engine.read("identity.journal", list_journal, ACT_KIND):
             settled = Settled.WAITING
-            if row.subject not in self._busy and (now or self._is_due(row)):
+            if row.subject not in self._busy and (now or self._settings.is_due(row, now_us)):
                 self._busy.add(row.subject)
                 try:
                     settled = await self._settle(row)
@@ -288,7 +269,7 @@ class IdentityJournal:
         act = decode_act(row.state)
         if act.operation is not None:
             try:
-                await self._submit(act.did, act.operation)
+                await self._plc.submit(act.did, act.operation)
             except PlcRateLimited:
                 return Settled.WAITING
             except Rejected as error:
@@ -303,23 +284,6 @@ class IdentityJournal:
         )
         return Settled.UNDONE if is_closed else Settled.WAITING
 
-    def _is_due(self, row: JournalRow) -> bool:
-        doubled_s = self._settings.grace_s * (1 << min(row.attempts, 16))
-        wait_us = min(doubled_s, self._settings.max_wait_s) * US_PER_S
-        return self._clock.now_us() - row.updated_at >= wait_us
-
-    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` to its end even if the caller leaves."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Seen, also if the caller has left.
-
 
 def _refused(message: str) -> RequestError:
     return RequestError("InvalidRequest", message)
@@ -327,7 +291,3 @@ def _refused(message: str) -> RequestError:
 
 def _settled_meanwhile() -> RequestError:
     return _refused("The change was settled meanwhile, look at the account before trying again")
-
-
-def _no_answer(what: str) -> RequestError:
-    return RequestError("UpstreamFailure", f"The PLC directory did not answer; {what}", 502)

@@ -13,11 +13,11 @@ this server cannot do then.
 Spec: (ID-67..ID-71, ACC-36, ACC-63)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.errors import RequestError
 from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.keys import Signer
@@ -44,6 +44,7 @@ from pds.services.identity_acts import (
 )
 from pds.services.identity_journal import IdentityJournal, Plan
 from pds.services.mail_tokens import MailCode, MailPurpose, MailTokens
+from pds.services.plc_asking import PlcLogReader, refusing_without_plc
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
@@ -55,16 +56,6 @@ SELF_CUSTODY: Final = (
 )
 
 _log: Final = get_logger(__name__)
-
-
-class PlcReader(Protocol):
-    """What this needs of `pds.identity.did_plc.PlcClient`."""
-
-    async def get_last_op(self, did: Did) -> PlcOperation:
-        """Return the last operation; raises NotResolvable or Unreachable."""
-
-    async def get_audit_log(self, did: Did) -> PlcLog:
-        """Return the whole log, verified; raises NotResolvable, Unreachable or BadAnswer."""
 
 
 class PlcMails(Protocol):
@@ -117,7 +108,7 @@ class PlcOperations:
         engine: Engine,
         clock: Clock,
         keystore: Keystore,
-        plc: PlcReader,
+        plc: PlcLogReader,
         journal: IdentityJournal,
         rotation_signer: Signer,
         tokens: MailTokens,
@@ -160,7 +151,8 @@ class PlcOperations:
         parts = _parse_changes(changes)
         account = await self._engine.read("plc.account", _get_account, aid)
         _check_is_plc(account.did)
-        last = await self._ask(account.did, self._plc.get_last_op)
+        with refusing_without_plc():
+            last = await self._plc.get_last_op(account.did)
         if last.state is None:
             raise _refused("Did is tombstoned")
         if self._rotation_signer.public_key.did_key not in last.state.rotation_keys:
@@ -202,7 +194,8 @@ class PlcOperations:
             _check_lives_here(state, self._credentials(txn, aid), self._settings.former_urls)
 
         await self._engine.read("plc.check", check)
-        log = await self._ask(account.did, self._plc.get_audit_log)
+        with refusing_without_plc():
+            log = await self._plc.get_audit_log(account.did)
         _check_follows(account.did, log, operation, self._clock.now_us())
         act = Act(ActKind.SUBMITTED, aid, account.did, operation=operation)
         await self._journal.carry_out(Plan(act=act, check=check))
@@ -223,17 +216,6 @@ class PlcOperations:
             signing_key=self._keystore.did_key(txn, account.key_id),
             endpoint=self._settings.public_url,
         )
-
-    async def _ask(self, did: Did, ask: Callable[[Did], Any]) -> Any:
-        """Ask the directory, whose client has a timeout of its own (promise A8)."""
-        try:
-            return await ask(did)
-        except NotResolvable as error:
-            raise _refused("The DID is not registered in the PLC directory") from error
-        except RemoteError as error:
-            raise RequestError(
-                "UpstreamFailure", "The PLC directory did not answer, try again later", 502
-            ) from error
 
 
 def _check_lives_here(state: PlcState, ours: Credentials, former_urls: tuple[str, ...]) -> None:

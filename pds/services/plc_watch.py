@@ -18,11 +18,11 @@ from typing import Any, Final, Protocol
 
 from pds.errors import NotResolvable, RemoteError, RequestError
 from pds.log import get_logger
-from pds.protocol.plc import PlcOperation
-from pds.protocol.plc_log import RECOVERY_WINDOW_US, PlcLog
+from pds.protocol.plc_log import RECOVERY_WINDOW_US
 from pds.protocol.plc_recovery import Signed, list_signed
-from pds.protocol.syntax import Did, format_datetime
+from pds.protocol.syntax import format_datetime
 from pds.services.audit import Order, note_act
+from pds.services.plc_asking import PlcLogReader
 from pds.services.settings import setting
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.clock import Clock
@@ -77,16 +77,6 @@ class PlcWatchSettings:
     )
 
 
-class PlcReader(Protocol):
-    """What this needs of `pds.identity.did_plc.PlcClient`."""
-
-    async def get_last_op(self, did: Did) -> PlcOperation:
-        """Return the last operation; raises NotResolvable or Unreachable."""
-
-    async def get_audit_log(self, did: Did) -> PlcLog:
-        """Return the whole log, verified; raises NotResolvable, Unreachable or BadAnswer."""
-
-
 class AlarmMails(Protocol):
     """Sends what is to be read at once (`pds.services.account_mails.AccountMails`)."""
 
@@ -104,7 +94,7 @@ class PlcWatch:
         *,
         engine: Engine,
         clock: Clock,
-        plc: PlcReader,
+        plc: PlcLogReader,
         mails: AlarmMails,
         server_key: str,
         operator_address: str | None,

@@ -13,16 +13,16 @@ Spec: (ID-58, ID-65, ID-71)
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from pds.errors import NotResolvable, RemoteError, RequestError
+from pds.errors import RequestError
 from pds.protocol.keys import InvalidKey, Signer, parse_did_key
 from pds.protocol.plc import MAX_ROTATION_KEYS, OperationJson, PlcOperation, make_update
-from pds.protocol.syntax import Did
 from pds.services.account_cache import AccountCache
 from pds.services.audit import Order
 from pds.services.identity_acts import Act, ActKind, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
+from pds.services.plc_asking import PlcReader, refusing_without_plc
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.engine import Txn
 
@@ -46,13 +46,6 @@ class RotationKey:
     def to_json(self) -> dict[str, Any]:
         """Return it for people."""
         return {"key": self.did_key, "role": self.role.value}
-
-
-class PlcReader(Protocol):
-    """What this needs of `pds.identity.did_plc.PlcClient`."""
-
-    async def get_last_op(self, did: Did) -> PlcOperation:
-        """Return the last operation; raises NotResolvable or Unreachable."""
 
 
 class RecoveryKeys:
@@ -80,14 +73,8 @@ class RecoveryKeys:
         Raises: RequestError `AccountNotFound`, `InvalidRequest`, `UpstreamFailure`.
         """
         account = await self._get(did)
-        try:
+        with refusing_without_plc():
             last = await self._plc.get_last_op(account.did)
-        except NotResolvable as error:
-            raise _refused("The DID is not registered in the PLC directory") from error
-        except RemoteError as error:
-            raise RequestError(
-                "UpstreamFailure", "The PLC directory did not answer, try again later", 502
-            ) from error
         keys = () if last.state is None else last.state.rotation_keys
         return [RotationKey(key, self._role(key)) for key in keys]
 

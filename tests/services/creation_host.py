@@ -21,11 +21,12 @@ from pds.protocol.plc import PlcOperation, render_document
 from pds.protocol.syntax import Did, Handle
 from pds.services.account_cache import AccountCache
 from pds.services.account_creation import AccountCreation, AccountRequest, CreationSettings
-from pds.services.account_journal import AccountJournal, JournalSettings
+from pds.services.account_journal import AccountJournal
 from pds.services.account_mails import AccountMails, AccountMailSettings
 from pds.services.account_rows import AccountRows
 from pds.services.accounts import Accounts
 from pds.services.handles import HandlePolicy, HandleSettings
+from pds.services.journal_settling import JournalSettings
 from pds.services.mail import MemoryMailbox
 from pds.services.mail_tokens import MailTokens
 from pds.services.passwords import Passwords

@@ -14,12 +14,12 @@ from pds.protocol.mst.tree import NodeCache
 from pds.protocol.plc import PlcState
 from pds.protocol.plc_log import PlcLog
 from pds.protocol.syntax import Did
-from pds.services.account_journal import JournalSettings
 from pds.services.handle_change import HandleChange
 from pds.services.handle_names import HandleNames
 from pds.services.handles import HandlePolicy, HandleSettings
 from pds.services.identity_acts import ActRows
 from pds.services.identity_journal import IdentityJournal
+from pds.services.journal_settling import JournalSettings
 from pds.services.key_rotation import KeyRotation
 from pds.services.mail_tokens import MailPurpose, MailTokens
 from pds.services.plc_operations import PlcOperations, PlcSettings

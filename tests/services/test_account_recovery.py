@@ -7,7 +7,7 @@ import pytest
 
 from pds.errors import RequestError
 from pds.protocol.keys import parse_did_key
-from pds.services.account_journal import Settled
+from pds.services.journal_settling import Settled
 from pds.store.accounts import AccountStatus
 from tests.fakes.plc import Mood
 from tests.services.creation_host import (

@@ -11,10 +11,10 @@ from pds.errors import RequestError, Unreachable
 from pds.protocol.keys import make_signer
 from pds.protocol.plc import make_handle_update, make_update, sign_operation
 from pds.protocol.syntax import Did, Handle
-from pds.services.account_journal import Settled
 from pds.services.audit import Order
 from pds.services.handles import HandleSettings, reserved_labels
 from pds.services.identity_acts import ACT_KIND, decode_act, encode_act
+from pds.services.journal_settling import Settled
 from pds.store.accounts import Account, delete_account, update_takedown
 from pds.store.audit import list_audit
 from pds.store.engine import Txn

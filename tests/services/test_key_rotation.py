@@ -12,8 +12,8 @@ from pds.protocol.commit import decode_commit, verify_commit
 from pds.protocol.keys import make_signer, parse_did_key
 from pds.protocol.plc import make_update, sign_operation
 from pds.protocol.syntax import Did
-from pds.services.account_journal import Settled
 from pds.services.audit import Order
+from pds.services.journal_settling import Settled
 from pds.store.accounts import Account, update_deactivation
 from pds.store.audit import list_audit
 from tests.fakes.plc import Mood

@@ -16,7 +16,7 @@ from pds.protocol.plc import (
     make_update,
     sign_operation,
 )
-from pds.services.account_journal import Settled
+from pds.services.journal_settling import Settled
 from pds.store.accounts import Account, update_takedown
 from tests.fakes.plc import Mood
 from tests.services.creation_host import OPERATOR_KEY, PUBLIC_URL, ROTATION, Crash, CrashPoint
