@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 from pds.errors import ConfigError
 from pds.log import LogSettings
 from pds.net.dns import DnsClient, DnsSettings
-from pds.services.archives import ArchiveSettings
+from pds.services.archive_settings import ArchiveSettings
 from pds.services.blob_places import BlobPlaceSettings, ReplicationSettings
 from pds.services.blobs import BlobSettings
 from pds.services.hostname_change import HostnameChangeSettings
@@ -195,7 +195,7 @@ class Config:
     migration: MigrationSettings = field(default_factory=MigrationSettings)
     log: LogSettings = field(default_factory=LogSettings)
     notices: tuple[str, ...] = ()
-    """One line for each setting that was understood and has no effect here."""
+    """What to tell the operator at every start: settings without effect, or with a danger."""
 
     @property
     def is_local(self) -> bool:
@@ -302,7 +302,7 @@ def load_config(environ: Mapping[str, str] | None = None, *, file: Path | None =
         if entry.default_factory is not MISSING
     }
     notices = tuple(_judge_rest(values))
-    config = Config(**groups, notices=notices)
+    config = Config(**groups, notices=(*notices, *groups["archives"].notices))
     _check(config)
     return config
 
@@ -455,6 +455,7 @@ def _check(config: Config) -> None:
     except ConfigError as error:
         raise ConfigError(f"PDS_HANDLE_BACKUP_NAMESERVERS: {error}") from error
     config.mail.check()
+    config.archives.check()
     _check_blob_places(config)
     services = config.federation
     for label, url, did in (

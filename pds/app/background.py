@@ -115,9 +115,10 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     schedule.add("crawlers.announce", services.crawlers.sweep, every_s=60)
     keeping = services.keeping
     schedule.add("identity.watch", keeping.plc_watch.sweep, every_s=WATCH_PERIOD_S)
-    if keeping.archives.settings.directory is not None:
-        every_s = max(keeping.archives.settings.every_s, 60)
-        schedule.add("archives.write", keeping.archives.sweep, every_s=every_s, first_after_s=600)
+    rounds = keeping.archive_rounds
+    if rounds.settings.is_set:
+        every_s = max(rounds.settings.every_s, 60)
+        schedule.add("archives.write", rounds.sweep, every_s=every_s, first_after_s=600)
     schedule.add("blobs.collect", services.blobs.collect, every_s=300)
     schedule.add("blobs.orphans", services.blobs.sweep_orphans, every_s=DAY_S, first_after_s=HOUR_S)
     schedule.add(

@@ -1,8 +1,15 @@
 """Makes the services that keep accounts their owners' own: archives, keys, watch, rescue."""
 
+from pds.app.archive_places import (
+    WORK_FOLDER,
+    archive_folder,
+    kept_archives,
+    open_archive_bucket,
+)
 from pds.app.foundation import Foundation
 from pds.app.migration import MovingParts
 from pds.services.account_mails import AccountMails
+from pds.services.archive_keeping import ArchiveRounds
 from pds.services.archives import Archives
 from pds.services.countermands import Countermands
 from pds.services.keeping import Keeping
@@ -16,19 +23,29 @@ def build_keeping(base: Foundation, parts: MovingParts, mails: AccountMails) -> 
     config, engine, clock = base.config, base.engine, base.clock
     cache, journal = parts.accounts.cache, parts.identity_journal
     signer = base.rotation_signer
+    archives = Archives(
+        engine=engine,
+        clock=clock,
+        keystore=base.keystore,
+        accounts=cache,
+        blobs=parts.blobs,
+        preferences=parts.preferences,
+        plc=base.plc,
+        documents=base.resolver,
+        public_url=config.public_url,
+    )
     return Keeping(
-        archives=Archives(
+        archives=archives,
+        archive_rounds=ArchiveRounds(
             engine=engine,
             clock=clock,
-            keystore=base.keystore,
-            accounts=cache,
-            blobs=parts.blobs,
-            preferences=parts.preferences,
-            plc=base.plc,
-            documents=base.resolver,
-            public_url=config.public_url,
+            archives=archives,
+            folder=archive_folder(config),
+            bucket=open_archive_bucket(config),
+            work=config.data.directory / WORK_FOLDER,
             settings=config.archives,
         ),
+        kept_archives=kept_archives(config, in_data_folder=True),
         countermands=Countermands(
             engine=engine,
             clock=clock,

@@ -103,14 +103,14 @@ class S3BlobStore:
             return
         path = f"{self._settings.folder}/owner"
         try:
-            with _failing("read the owner"):
+            with failing("read the owner"):
                 found = await obstore.get_async(self._store, path)
                 owner: str | None = bytes(await found.bytes_async()).decode("utf-8", "replace")
         except FileNotFoundError:
             owner = None
         if owner is None or owner in self._settings.former_owners:
             owner = self._settings.owner
-            with _failing("write the owner"):
+            with failing("write the owner"):
                 await obstore.put_async(self._store, path, owner.encode())
         if owner != self._settings.owner:
             raise ConfigError(
@@ -135,7 +135,7 @@ class S3BlobStore:
         """Upload what is spooled. Raises: Unavailable."""
         key = BlobKey(aid, spooled.cid)
         path = self._path(key)
-        with _failing("store", key):
+        with failing("store", key):
             async with self._uploads, asyncio.timeout(self._settings.upload_timeout_s):
                 if spooled.size <= PART_BYTES:
                     content = b"".join([chunk async for chunk in spooled.chunks()])
@@ -190,20 +190,20 @@ class S3BlobStore:
     async def _get(self, key: BlobKey, path: str, start: int, end: int) -> tuple[int, bytes] | None:
         """Return the size of the blob and some bytes of it; None when it has none at `start`."""
         try:
-            with _failing("read", key):
+            with failing("read", key):
                 found = await obstore.get_async(self._store, path, options={"range": (start, end)})
                 return found.meta["size"], bytes(await found.bytes_async())
         except FileNotFoundError:
             if start:
                 raise Unavailable(f"blob {key.cid} went away while it was read") from None
             raise BlobMissing(key) from None
-        except _OutsideRange:
+        except OutsideRange:
             return None
 
     async def stat(self, key: BlobKey) -> BlobStat | None:
         """Return size and time of a blob, or None."""
         try:
-            with _failing("look for", key):
+            with failing("look for", key):
                 found = await obstore.head_async(self._store, self._path(key))
         except FileNotFoundError:
             return None
@@ -214,7 +214,7 @@ class S3BlobStore:
         known = await self.stat(key)
         if known is None:
             return False
-        with _failing("delete", key):
+        with failing("delete", key):
             await obstore.delete_async(self._store, self._path(key))
         return True
 
@@ -226,7 +226,7 @@ class S3BlobStore:
         pages = obstore.list(self._store, under)
         while True:
             try:
-                with _failing("list"):
+                with failing("list"):
                     page = await anext(pages)
             except StopAsyncIteration:
                 return
@@ -240,7 +240,7 @@ class S3BlobStore:
         if self._settings.presigned_read_s is None:
             return None
         lasts = timedelta(seconds=self._settings.presigned_read_s)
-        with _failing("sign"):
+        with failing("sign"):
             return await obstore.sign_async(self._store, "GET", self._path(key), lasts)
 
     async def ping(self) -> None:
@@ -248,7 +248,7 @@ class S3BlobStore:
         now_s = asyncio.get_running_loop().time()
         if now_s < self._well_until_s:
             return
-        with _failing("write"):
+        with failing("write"):
             async with asyncio.timeout(self._settings.request_timeout_s):
                 await obstore.put_async(self._store, f"{self._settings.folder}/ping", b"ping")
         self._well_until_s = now_s + PING_EVERY_S
@@ -282,7 +282,7 @@ class _Staged:
         await self._store.put(aid, self._spooled)
 
 
-class _OutsideRange(Exception):
+class OutsideRange(Exception):
     """The bucket has no bytes in the range that was asked for."""
 
 
@@ -347,7 +347,7 @@ def _virtual_host(endpoint: str, bucket: str) -> str:
 
 
 @contextmanager
-def _failing(act: str, key: BlobKey | None = None) -> Iterator[None]:
+def failing(act: str, key: BlobKey | None = None) -> Iterator[None]:
     """Turn the library's errors into ours; "not found" is left to the caller."""
     what = f"cannot {act}" if key is None else f"cannot {act} blob {key.cid}"
     try:
@@ -362,7 +362,7 @@ def _failing(act: str, key: BlobKey | None = None) -> Iterator[None]:
             _log.error("s3.refused", extra={"act": act, "reason": _short(error)})
             raise Unavailable(f"{what}: the bucket refuses our key") from error
         if "416 Range Not Satisfiable" in str(error) or "InvalidRange" in str(error):
-            raise _OutsideRange from error
+            raise OutsideRange from error
         raise Unavailable(f"{what}: {_short(error)}") from error
 
 

@@ -39,7 +39,7 @@ def serve(file: Path | None, workers: int | None, worker: str | None) -> int:
         return 0
     log = get_logger(__name__)
     for notice in config.notices:
-        log.warning("setting.without_effect", notice=notice)
+        log.warning("setting.notice", notice=notice)
     if workers is None or (workers == 1 and not config.data.is_shared):
         run_on_loop(serve_until_stopped(config))
         return 0

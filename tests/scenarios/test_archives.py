@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import AsyncIterator
@@ -15,28 +16,33 @@ import click
 import pytest
 import segno
 
+from pds.blobstore.archives import ArchiveFolder
+from pds.blobstore.archives_s3 import ArchiveBucket
 from pds.cli import run
 from pds.cli.recovery_kit import new_signer, read_signer, write_kit
-from pds.errors import RequestError
+from pds.errors import RequestError, Unavailable
 from pds.protocol import archive as fmt
 from pds.protocol.archive import ArchiveReader
 from pds.protocol.cid import parse_cid
 from pds.protocol.keys import make_signer
 from pds.protocol.recovery_key import encode_words
 from pds.services.archive_check import PassphraseNeeded, check_archive
-from pds.services.archives import Archives, ArchiveSettings
+from pds.services.archive_keeping import PATIENCE, ArchiveRounds, KeptArchives
+from pds.services.archive_settings import ArchiveSettings
+from pds.services.archives import Archives
 from pds.services.audit import Order
 from pds.services.rescue import Newcomer, Sources
 from tests.scenarios.conftest import Host, host_in
 from tests.support_client import Person, sign_up
+from tests.support_s3 import S3Server
 
 PASSPHRASE = "a phrase that nobody guesses"
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
 LOG_WORK = 4
 
 
-def archives_of(host: Host, **settings: Any) -> Archives:
-    """The service with little work for a passphrase, and with settings of the test."""
+def archives_of(host: Host) -> Archives:
+    """The service with little work for a passphrase."""
     services = host.server.services
     made = services.keeping.archives
     return Archives(
@@ -49,8 +55,23 @@ def archives_of(host: Host, **settings: Any) -> Archives:
         plc=made._plc,
         documents=made._documents,
         public_url=made._public_url,
-        settings=ArchiveSettings(**settings),
         log_work=LOG_WORK,
+    )
+
+
+def rounds_of(host: Host, work: Path, *, bucket: Any = None, **settings: Any) -> ArchiveRounds:
+    """The schedule with settings of the test, and without its rests."""
+    made = archives_of(host)
+    folder = settings.get("directory")
+    return ArchiveRounds(
+        engine=made._engine,
+        clock=made._clock,
+        archives=made,
+        folder=None if folder is None else ArchiveFolder(folder),
+        bucket=bucket,
+        work=work,
+        settings=ArchiveSettings(**settings),
+        sleep=lambda _s: asyncio.sleep(0),
     )
 
 
@@ -218,7 +239,7 @@ async def test_a_schedule_writes_what_has_changed_and_keeps_the_newest(
     alice, _ = await person_with_everything(host)
     await sign_up(host.client, "bob.test")
     folder = tmp_path / "archives"
-    archives = archives_of(host, directory=folder, keep=2, passphrase=PASSPHRASE)
+    archives = rounds_of(host, tmp_path, directory=folder, keep=2, passphrase=PASSPHRASE)
     assert await archives.sweep() == {"written": 2, "unchanged": 0, "failed": 0}
     assert await archives.sweep() == {"written": 0, "unchanged": 2, "failed": 0}
     start = alice.did.replace(":", "-")
@@ -229,7 +250,7 @@ async def test_a_schedule_writes_what_has_changed_and_keeps_the_newest(
     assert len(list(folder.iterdir())) == 3
     newest = max(folder.glob(f"{start}-*"))
     assert check_archive(newest, passphrase=PASSPHRASE).records == 8
-    assert await archives_of(host).sweep() == {"written": 0, "unchanged": 0, "failed": 0}
+    assert await rounds_of(host, tmp_path).sweep() == {"written": 0, "unchanged": 0, "failed": 0}
 
 
 async def test_one_account_that_cannot_be_written_does_not_keep_the_others(
@@ -238,8 +259,111 @@ async def test_one_account_that_cannot_be_written_does_not_keep_the_others(
     alice = await sign_up(host.client, "alice.test")
     await sign_up(host.client, "bob.test")
     del host.plc._logs[alice.did]  # type: ignore[arg-type]
-    archives = archives_of(host, directory=tmp_path / "archives")
+    archives = rounds_of(host, tmp_path, directory=tmp_path / "archives")
     assert await archives.sweep() == {"written": 1, "unchanged": 0, "failed": 1}
+
+
+class FlakyBucket(ArchiveBucket):
+    """A bucket whose uploads can be made to fail; counts what it was asked."""
+
+    fails = False
+    uploads = 0
+
+    async def put(self, name: str, file: Path) -> None:
+        self.uploads += 1
+        if self.fails:
+            raise Unavailable("the bucket has enough")
+        await super().put(name, file)
+
+
+@pytest.mark.xdist_group("s3")
+async def test_a_bucket_gets_what_it_lacks_and_loses_what_is_old(
+    host: Host, s3_server: S3Server, tmp_path: Path
+) -> None:
+    alice, _ = await person_with_everything(host)
+    bucket, work = FlakyBucket(s3_server.settings()), tmp_path / "work"
+    alone = rounds_of(host, work, bucket=bucket, s3_bucket="b", passphrase=PASSPHRASE)
+    for written in (1, 0):
+        assert (await alone.sweep())["written"] == written
+    assert (bucket.uploads, list(work.iterdir())) == (1, [])
+    for _ in range(3):
+        await alice.post("one more")
+        assert await alone.sweep() == {"written": 1, "unchanged": 0, "failed": 0}
+    kept = KeptArchives([bucket])
+    found = await kept.list(alice.did)
+    assert [one.did for one in found] == [alice.did, alice.did]  # PDS_ARCHIVE_KEEP is 2.
+    assert found == await kept.list()
+    assert found[0].rev > found[1].rev
+    assert (await kept.read_account(found[0], PASSPHRASE))["handle"] == "alice.test"
+    assert await kept.newest("@Alice.test", PASSPHRASE) == await kept.newest(alice.did)
+    async with kept.at_hand(found[0].address) as file:
+        assert check_archive(file, passphrase=PASSPHRASE).records == 8
+    assert not file.exists()
+    # A folder as well: both get the next one, and what one of them lacks it gets later.
+    folder = tmp_path / "archives"
+    both = rounds_of(host, work, bucket=bucket, directory=folder, passphrase=PASSPHRASE)
+    await alice.post("and more")
+    bucket.fails = True
+    assert (await both.sweep())["failed"] == 1
+    [here] = folder.iterdir()
+    assert await kept.list() == found
+    bucket.fails = False
+    assert (await both.sweep())["written"] == 1
+    [newest, before] = await kept.list()
+    assert (newest.stored.name, before) == (here.name, found[0])
+    assert (await both.sweep())["unchanged"] == 1
+    (folder / f".{here.name}.0a0b0c0d.part").write_bytes(b"half")
+    os.utime(folder / f".{here.name}.0a0b0c0d.part", (0, 0))
+    await both.sweep()
+    assert list(folder.iterdir()) == [here]
+
+
+@pytest.mark.xdist_group("s3")
+async def test_a_bucket_that_is_away_is_given_up_until_the_next_round(
+    host: Host, s3_server: S3Server, tmp_path: Path
+) -> None:
+    people = [await sign_up(host.client, f"person{number}.test") for number in range(5)]
+    bucket, folder = FlakyBucket(s3_server.settings()), tmp_path / "archives"
+    bucket.fails = True
+    alone = rounds_of(host, tmp_path / "work", bucket=bucket)
+    both = rounds_of(host, tmp_path / "work", bucket=bucket, directory=folder)
+    for rounds in (alone, both):
+        bucket.uploads = 0
+        with pytest.raises(Unavailable, match="takes no archives: the bucket has enough"):
+            await rounds.sweep()
+        assert bucket.uploads == PATIENCE < len(people)
+    assert len(list(folder.iterdir())) == len(people)  # The folder has them all the same.
+    bucket.fails = False
+    assert await both.sweep() == {"written": 5, "unchanged": 0, "failed": 0}
+    assert [one.stored.name for one in await KeptArchives([bucket]).list()] == sorted(
+        path.name for path in folder.iterdir()
+    )
+
+
+async def test_what_is_not_kept_is_not_found(tmp_path: Path) -> None:
+    place = ArchiveFolder(tmp_path)
+    (tmp_path / "did-plc-aaaaaaaaaaaaaaaaaaaaaaaa-3kaaaaaaaaaaa.tar").write_bytes(b"no archive")
+    (tmp_path / "holiday.jpg").write_bytes(b"none either")
+    kept = KeptArchives([place])
+    [one] = await kept.list()
+    assert (one.did, one.is_encrypted) == ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", False)
+    for account, why in (
+        ("did:plc:bbbbbbbbbbbbbbbbbbbbbbbb", "no archive of did:plc:bbb"),
+        ("did:bad", "not a DID"),
+        ("alice.test", "1 could not be opened"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            await kept.newest(account)
+    with pytest.raises(RequestError, match="PDS_ARCHIVE_S3_BUCKET"):
+        await KeptArchives([]).list()
+    with pytest.raises(RequestError, match="in no place of the settings"):
+        async with kept.at_hand("s3://other/archives/did-plc-a/did-plc-a-3kaaaaaaaaaaa.tar"):
+            pass
+    (tmp_path / "place").mkdir()
+    old = "did-plc-aaaaaaaaaaaaaaaaaaaaaaaa-3kaaaaaaaaaaa.tar"
+    assert await kept.fetch(one, tmp_path / "place" / old) == len(b"no archive")
+    with pytest.raises(Unavailable, match="exists already"):
+        await kept.fetch(one, tmp_path / "place" / old)
 
 
 @pytest.fixture
