@@ -5,8 +5,8 @@ limit and a deadline, and nothing that it says is believed because it says so: r
 verified where they are taken in, operations are compared with what was asked for.
 
 What it does wrong is reported as its own: `Unreachable` and `BadAnswer` with its name, or a
-`MoveProblem` where somebody can do something about it. Tokens of a session may be renewed at any
-call; `on_tokens` has stored them before they are used.
+`MoveProblem` where somebody can do something about it. A session (`migration_session`) may be
+renewed at any call; its new tokens are stored before they are used.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.jwt import JwtError, decode_jwt
 from pds.protocol.syntax import Did
 from pds.services.migration_problems import Code, MoveProblem, waits_for
+from pds.services.migration_session import Bearer, Permission, Session, SessionEnded, Tokens
 
 CALL_TIMEOUT_S: Final = 30.0
 STREAM_TIMEOUT_S: Final = 3600.0
@@ -41,14 +42,6 @@ MAX_PAGES: Final = 2_000
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _APP_PASSWORD_SCOPES: Final = frozenset({"com.atproto.appPass", "com.atproto.appPassPrivileged"})
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A session at another host."""
-
-    access: str
-    refresh: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +65,20 @@ class RemoteHost:
         url: str,
         *,
         tokens: Tokens | None = None,
+        session: Session | None = None,
         on_tokens: OnTokens | None = None,
         elsewhere: HttpClient | None = None,
     ) -> None:
-        """`elsewhere` follows redirects: an operator may name a neighbour, a host may not."""
+        """Calls are made in `session`, or in that of `tokens`, which `on_tokens` stores.
+
+        `elsewhere` follows redirects: an operator may name a neighbour, a host may not.
+        """
         self._elsewhere = elsewhere or http
         self.url = url.rstrip("/")
-        self.tokens = tokens
         self._http = http
         self._on_tokens = on_tokens
         self._renewing = asyncio.Lock()
+        self._session = session if tokens is None else Bearer(tokens, self._refresh)
 
     @property
     def name(self) -> str:
@@ -91,7 +88,11 @@ class RemoteHost:
     @property
     def has_session(self) -> bool:
         """Whether calls of the account itself are possible."""
-        return self.tokens is not None
+        return self._session is not None
+
+    def allows(self, permission: Permission) -> bool:
+        """Whether there is a session that may do this."""
+        return self._session is not None and self._session.allows(permission)
 
     # Plain calls
 
@@ -104,17 +105,21 @@ class RemoteHost:
 
     async def query_as_owner(self, nsid: str, **params: Any) -> dict[str, Any]:
         """Call a query in the session."""
-        return await self._in_session(lambda token: self._call("GET", nsid, token, params=params))
+        return await self._in_session(
+            lambda session: self._call("GET", nsid, session, params=params)
+        )
 
     async def procedure(self, nsid: str, value: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call a procedure in the session."""
-        return await self._in_session(lambda token: self._call("POST", nsid, token, value=value))
+        return await self._in_session(
+            lambda session: self._call("POST", nsid, session, value=value)
+        )
 
     async def procedure_with(
         self, token: str | None, nsid: str, value: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Call a procedure with another token than the session's, or with none."""
-        return await self._call("POST", nsid, token, value=value)
+        return await self._call("POST", nsid, None if token is None else _once(token), value=value)
 
     # Sessions
 
@@ -164,7 +169,7 @@ class RemoteHost:
         """Go on in this session; it is stored first."""
         if self._on_tokens is not None:
             await self._on_tokens(tokens)
-        self.tokens = tokens
+        self._session = Bearer(tokens, self._refresh)
 
     def _login_refused(self, error: XrpcRejected) -> MoveProblem:
         if error.error == "AuthFactorTokenRequired":
@@ -179,39 +184,54 @@ class RemoteHost:
             "Check the password of the account at its present host",
         )
 
-    async def _in_session(self, call: Callable[[str], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        used = self._require_tokens()
+    async def _in_session(
+        self, call: Callable[[Session], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        session = self._require_session()
+        used = session.mark
         try:
-            return await call(used.access)
+            return await call(session)
         except XrpcRejected as error:
             if error.error != "ExpiredToken" and error.status != 401:
                 raise
-        await self._renew(used)
-        return await call(self._require_tokens().access)
+        await self._renew(session, used)
+        return await call(session)
 
-    def _require_tokens(self) -> Tokens:
-        if self.tokens is None:
+    def _require_session(self) -> Session:
+        if self._session is None:
             raise self._login_needed("there is no session")
-        return self.tokens
+        return self._session
 
-    async def _renew(self, used: Tokens) -> None:
+    async def _renew(self, session: Session, used: object) -> None:
         async with self._renewing:
-            if self.tokens is not used:
+            if session.mark is not used:
                 return  # Another call was faster.
             try:
-                answer = await self._call("POST", "com.atproto.server.refreshSession", used.refresh)
-            except (XrpcRejected, NotResolvable) as error:
+                await session.renew()
+            except SessionEnded as error:
                 raise self._login_needed("the session has ended") from error
-            access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
-            if not isinstance(access, str) or not isinstance(refresh, str):
-                raise BadAnswer(f"{self.name} renewed a session without tokens")
-            await self.use_tokens(Tokens(access, refresh))
+
+    async def _refresh(self, tokens: Tokens) -> Tokens:
+        """Renew the session of a login. Raises: as `Session.renew`."""
+        try:
+            answer = await self._call(
+                "POST", "com.atproto.server.refreshSession", _once(tokens.refresh)
+            )
+        except (XrpcRejected, NotResolvable) as error:
+            raise SessionEnded(str(error)) from error
+        access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
+        if not isinstance(access, str) or not isinstance(refresh, str):
+            raise BadAnswer(f"{self.name} renewed a session without tokens")
+        renewed = Tokens(access, refresh)
+        if self._on_tokens is not None:
+            await self._on_tokens(renewed)
+        return renewed
 
     def _login_needed(self, why: str) -> MoveProblem:
         return MoveProblem(
             Code.LOGIN_NEEDED,
             f"{self.name} has to be asked in the account's name, and {why}",
-            "Start the same move again and give the password of the account at that host",
+            "Start the same move again and sign in at that host",
         )
 
     # Streams
@@ -238,30 +258,35 @@ class RemoteHost:
     async def _open(
         self, nsid: str, params: Mapping[str, Any], max_bytes: int
     ) -> AsyncIterator[StreamedAnswer]:
-        """GET a stream; redirects (a bucket) are followed, without the session's token."""
+        """GET a stream; redirects (a bucket) are followed, without the session."""
         url: str = self._url(nsid, params)
-        http, token = self._http, None if self.tokens is None else self.tokens.access
-        for _ in range(MAX_REDIRECTS + 1):
+        http, session = self._http, self._session
+        redirects, is_resent = 0, False
+        while redirects <= MAX_REDIRECTS:
             async with http.request(
                 "GET",
                 url,
-                headers=_headers(token),
+                headers=_headers(session, "GET", url),
                 max_bytes=max_bytes,
                 headers_timeout_s=CALL_TIMEOUT_S,
                 total_timeout_s=STREAM_TIMEOUT_S,
             ) as answer:
+                may_resend = session is not None and session.learn(answer.status, answer.headers)
+                if may_resend and not is_resent:
+                    is_resent = True
+                    continue
                 if answer.status not in _REDIRECTS:
                     if answer.status >= 300:
                         error = await self._failure(answer)
-                        if token is None or not _is_about_token(error):
+                        if session is None or not _is_about_token(error):
                             raise error
                         # Public data may be asked for without a session that has ended.
-                        token = None
+                        session = None
                         continue
                     yield answer
                     return
                 url = urljoin(url, answer.headers.get("Location", ""))
-                http, token = self._elsewhere, None
+                http, session, redirects = self._elsewhere, None, redirects + 1
         raise BadAnswer(f"{self.name} redirects without end")
 
     async def list_blobs(self, did: Did) -> AsyncIterator[str]:
@@ -297,7 +322,7 @@ class RemoteHost:
         return await self._call(
             "POST",
             nsid,
-            self._require_tokens().access,
+            self._require_session(),
             body=chunks,
             media_type=media_type,
             size=size,
@@ -313,7 +338,7 @@ class RemoteHost:
         self,
         verb: str,
         nsid: str,
-        token: str | None = None,
+        session: Session | None = None,
         *,
         params: Mapping[str, Any] | None = None,
         value: Mapping[str, Any] | None = None,
@@ -321,7 +346,7 @@ class RemoteHost:
         media_type: str | None = None,
         size: int | None = None,
     ) -> dict[str, Any]:
-        headers = _headers(token) | {"Accept": "application/json", "Accept-Encoding": "identity"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         content: bytes | AsyncIterable[bytes] | None = body
         if value is not None:
             content, media_type = orjson.dumps(value), "application/json"
@@ -330,18 +355,25 @@ class RemoteHost:
         if size is not None:
             headers["Content-Length"] = str(size)
         is_stream = body is not None
-        async with self._http.request(
-            verb,
-            self._url(nsid, params or {}),
-            headers=headers,
-            body=content,
-            max_bytes=MAX_ANSWER_BYTES,
-            headers_timeout_s=TAKE_IN_TIMEOUT_S if is_stream else CALL_TIMEOUT_S,
-            total_timeout_s=STREAM_TIMEOUT_S if is_stream else CALL_TIMEOUT_S,
-        ) as answer:
-            if answer.status >= 300:
-                raise await self._failure(answer)
-            return self._object(nsid, await answer.read(MAX_ANSWER_BYTES))
+        url = self._url(nsid, params or {})
+        may_resend = not is_stream
+        while True:
+            async with self._http.request(
+                verb,
+                url,
+                headers=headers | _headers(session, verb, url),
+                body=content,
+                max_bytes=MAX_ANSWER_BYTES,
+                headers_timeout_s=TAKE_IN_TIMEOUT_S if is_stream else CALL_TIMEOUT_S,
+                total_timeout_s=STREAM_TIMEOUT_S if is_stream else CALL_TIMEOUT_S,
+            ) as answer:
+                wants_more = session is not None and session.learn(answer.status, answer.headers)
+                if wants_more and may_resend:
+                    may_resend = False
+                    continue
+                if answer.status >= 300:
+                    raise await self._failure(answer)
+                return self._object(nsid, await answer.read(MAX_ANSWER_BYTES))
 
     def _object(self, nsid: str, content: bytes) -> dict[str, Any]:
         if not content.strip():
@@ -400,8 +432,13 @@ def _is_about_token(error: Exception) -> bool:
     )
 
 
-def _headers(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+def _headers(session: Session | None, verb: str, url: str) -> dict[str, str]:
+    return {} if session is None else session.sign(verb, url)
+
+
+def _once(token: str) -> Session:
+    """A token that is used as it is."""
+    return Bearer(Tokens(token, ""))
 
 
 def _scope(token: str) -> object:

@@ -17,9 +17,9 @@ from pds.protocol.plc import PDS_SERVICE_ID, SIGNING_KEY_ID, PlcError, check_lim
 from pds.protocol.plc import sign_operation as sign
 from pds.services.method_policy import CREATE_ACCOUNT
 from pds.services.migration_blobs import copy_out, count_held
-from pds.services.migration_host import Tokens
 from pds.services.migration_identity import Wanted, make_wanted_update, plan_keys
 from pds.services.migration_problems import Code, MoveProblem, waits_for
+from pds.services.migration_session import Tokens
 from pds.services.migration_state import Step
 from pds.services.migration_work import Given, Work
 from pds.services.preferences import DECLARED_AGE

@@ -33,8 +33,8 @@ import orjson
 from pds.errors import Corrupt
 from pds.protocol.data import Json
 from pds.protocol.syntax import Did
-from pds.services.migration_host import Tokens
 from pds.services.migration_problems import MoveProblem
+from pds.services.migration_session import Tokens
 from pds.store.keystore import Keystore
 from pds.store.moves import MoveRow
 

@@ -25,8 +25,9 @@ from pds.services.export import Exports
 from pds.services.handles import HandlePolicy
 from pds.services.identity_journal import IdentityJournal
 from pds.services.invites import Invites
-from pds.services.migration_host import RemoteHost, Tokens
+from pds.services.migration_host import RemoteHost
 from pds.services.migration_problems import Code, MoveProblem
+from pds.services.migration_session import Tokens
 from pds.services.migration_settings import MigrationSettings
 from pds.services.migration_state import (
     Direction,

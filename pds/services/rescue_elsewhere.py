@@ -47,8 +47,9 @@ from pds.protocol.plc_recovery import find_fork
 from pds.protocol.service_auth import sign_service_token
 from pds.protocol.syntax import Did, Nsid
 from pds.services.archive_check import check_archive, open_archive
-from pds.services.migration_host import RemoteHost, Tokens
+from pds.services.migration_host import RemoteHost
 from pds.services.migration_problems import MoveProblem
+from pds.services.migration_session import Tokens
 from pds.store.clock import Clock
 
 CHUNK_BYTES: Final = 1 << 18

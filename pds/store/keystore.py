@@ -31,7 +31,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pds.errors import ConfigError, Corrupt, StoreError
-from pds.protocol.keys import Curve, Signer, make_signer, parse_did_key
+from pds.protocol.keys import Curve, Signer, generate_secret, make_signer, parse_did_key
 from pds.store.engine import Txn
 
 MASTER_KEY_BYTES: Final = 32
@@ -61,6 +61,7 @@ class Keystore:
         self._wrapping = AESGCM(_derive(master_key, b"wrap data keys"))
         self._sealing = AESGCM(_derive(master_key, b"seal journal secrets"))
         self._fingerprint = _derive(master_key, b"fingerprint")[:8].hex()
+        self._client_entropy = _derive(master_key, b"oauth client key")
         self._max_signers = max_signers
         self._signers: OrderedDict[int, tuple[int, Signer]] = OrderedDict()
         self._lock = threading.Lock()
@@ -71,6 +72,10 @@ class Keystore:
     def key_fingerprint(self) -> str:
         """Return 16 hex digits that name the master key and tell nothing about it."""
         return self._fingerprint
+
+    def client_signer(self) -> Signer:
+        """Return the key by which this host, all its nodes, proves itself as an OAuth client."""
+        return make_signer("p256", generate_secret("p256", self._client_entropy))
 
     def check_master_key(self, txn: Txn) -> None:
         """Compare with the master key that the database knows, or make this one known.

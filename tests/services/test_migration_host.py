@@ -18,8 +18,9 @@ from pds.net.http_errors import ForbiddenDestination
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.syntax import Did
 from pds.services.migration_drive import from_remote
-from pds.services.migration_host import RemoteHost, Tokens, retry_after_s
+from pds.services.migration_host import RemoteHost, retry_after_s
 from pds.services.migration_problems import Code, MoveProblem
+from pds.services.migration_session import Tokens
 from pds.services.migration_watch import Watch
 from tests.net.servers import serving
 
