@@ -1,16 +1,20 @@
 """Orders about archives, rotation keys that people keep, the PLC watch and rescues.
 
-Files are named by paths on the machine of the server, which reads and writes them. Private keys
-never are in an order: what the owner's key has to sign is signed where the command runs.
+Files are named by paths on the machine of the server, which reads and writes them; archives to be
+read also by `s3://` addresses in the bucket of its settings. Private keys never are in an order:
+what the owner's key has to sign is signed where the command runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from pds.errors import RequestError
 from pds.protocol.data import Json
 from pds.services.admin_orders import Act, Asked
+from pds.services.archive_keeping import IN_BUCKET
 from pds.services.moderation import subject_not_found
 from pds.services.recovery_keys import RotationKey
 from pds.services.rescue import Newcomer, Sources
@@ -31,9 +35,10 @@ async def _create_archive(asked: Asked) -> dict[str, Json]:
 
 
 async def _import_archive(asked: Asked) -> dict[str, Json]:
-    arrived = await asked.services.keeping.rescue.import_archive(
-        _newcomer(asked), _sources(asked), asked.order
-    )
+    async with _sources(asked) as sources:
+        arrived = await asked.services.keeping.rescue.import_archive(
+            _newcomer(asked), sources, asked.order
+        )
     return arrived.to_json()
 
 
@@ -88,13 +93,14 @@ async def _look(asked: Asked) -> dict[str, Json]:
 
 
 async def _prepare_rescue(asked: Asked) -> dict[str, Json]:
-    prepared = await asked.services.keeping.rescue.prepare(
-        _newcomer(asked),
-        _sources(asked),
-        owner_key=asked.fields.text("key"),
-        further_keys=asked.fields.texts("furtherKeys"),
-        order=asked.order,
-    )
+    async with _sources(asked) as sources:
+        prepared = await asked.services.keeping.rescue.prepare(
+            _newcomer(asked),
+            sources,
+            owner_key=asked.fields.text("key"),
+            further_keys=asked.fields.texts("furtherKeys"),
+            order=asked.order,
+        )
     return prepared.to_json()
 
 
@@ -133,15 +139,23 @@ def _newcomer(asked: Asked) -> Newcomer:
     )
 
 
-def _sources(asked: Asked) -> Sources:
+@asynccontextmanager
+async def _sources(asked: Asked) -> AsyncIterator[Sources]:
+    """Have what an account comes from; an archive in a bucket is fetched for as long."""
     fields = asked.fields
-    has_archive = fields.maybe_text("archive") is not None
-    return Sources(
-        archive=_path(asked, "archive") if has_archive else None,
+    sources = Sources(
         passphrase=fields.maybe_text("passphrase"),
         repo=fields.maybe_text("repo"),
         blobs=fields.maybe_text("blobs"),
     )
+    address = fields.maybe_text("archive")
+    if address is None:
+        yield sources
+        return
+    if not address.startswith(IN_BUCKET):
+        address = str(_path(asked, "archive"))
+    async with asked.services.keeping.kept_archives.at_hand(address) as archive:
+        yield replace(sources, archive=archive)
 
 
 def _path(asked: Asked, name: str) -> Path:

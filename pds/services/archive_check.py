@@ -9,6 +9,7 @@ Functions here block; services call them on a thread.
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,24 @@ def is_encrypted(path: Path) -> bool:
     """Return whether a file asks for a passphrase. Raises: OSError."""
     with path.open("rb") as file:
         return is_age(file.read(len(FIRST_LINE)))
+
+
+def read_beginning(content: bytes, member: str, size: int, passphrase: str | None) -> Any:
+    """Return the first member, a JSON, from the beginning of an archive of `size` bytes.
+
+    Raises: ArchiveError, AgeError; PassphraseNeeded.
+    """
+    if is_age(content):
+        if not passphrase:
+            raise PassphraseNeeded("the archive is encrypted: its passphrase is needed")
+        cipher = Decryptor(passphrase)
+        plain = cipher.update(content)
+        content = plain + cipher.finish() if len(content) >= size else plain
+    reader = ArchiveReader(io.BytesIO(content).read)
+    first = reader.next()
+    if first is None or first.name != member:
+        raise ArchiveError(f"{member} must come first")
+    return fmt.decode_json(reader.read_all(), member)
 
 
 def check_archive(

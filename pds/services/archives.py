@@ -1,4 +1,4 @@
-"""Writes accounts into portable archives: one file each, on demand or on a schedule.
+"""Writes accounts into portable archives: one file each.
 
 The format is `protocol/archive`. A file is written under another name first and is there whole or
 not at all; it is readable by nobody but the server's user. Memory is bounded: the repo goes through
@@ -8,12 +8,11 @@ piece, each verified before it goes in. A blob that is missing or damaged here i
 What is never in an archive: keys, passwords, sessions, the mail address. Preferences are private
 and in it only when asked for. With a passphrase the whole file is encrypted (`protocol/age`).
 
-Scheduled archives are named by DID and rev: an account that has not changed is not written again.
+What is written on a schedule, and where it is kept: `archive_keeping`.
 """
 
 import asyncio
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from pds.errors import BadAnswer, Corrupt, NotResolvable, RemoteError, RequestError, StoreError
+from pds.errors import BadAnswer, Corrupt, NotResolvable, RemoteError, RequestError
 from pds.log import get_logger
 from pds.protocol import archive as fmt
 from pds.protocol.age import ENTROPY_BYTES, LOG_WORK, Encryptor
@@ -39,12 +38,11 @@ from pds.services.blobs import Blobs
 from pds.services.export_car import write_repo_whole
 from pds.services.preferences import Preferences
 from pds.services.principal import Principal, PrincipalKind, Scope
-from pds.services.settings import setting
 from pds.store.accounts import Account
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn, Write
 from pds.store.keystore import Keystore
-from pds.store.repos import AccountRepo, list_account_repos
+from pds.store.repos import list_account_repos
 
 US_PER_S: Final = 1_000_000
 PAGE: Final = 500
@@ -52,32 +50,6 @@ LARGE_RECORDS: Final = 2000
 """From here on the repo is read in a process of its own."""
 
 _log: Final = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveSettings:
-    """Archives that are written without being asked for."""
-
-    directory: Path | None = setting(  # noqa: RUF009
-        "PDS_ARCHIVE_DIRECTORY",
-        "Folder in which an archive of every active account is kept; none are written when unset."
-        " A disk of its own, or a mounted bucket, survives what the server may not.",
-        parse=Path,
-    )
-    every_s: int = setting(
-        "PDS_ARCHIVE_INTERVAL_S",
-        "Seconds between two rounds of writing archives; only accounts that have changed since are"
-        " written.",
-        default=86_400,
-    )
-    keep: int = setting(
-        "PDS_ARCHIVE_KEEP", "Archives kept of each account, the newest ones.", default=2
-    )
-    passphrase: str | None = setting(
-        "PDS_ARCHIVE_PASSPHRASE",
-        "Passphrase to which scheduled archives are encrypted; not encrypted when unset.",
-        secret=True,
-    )
 
 
 class PlcHistory(Protocol):
@@ -139,7 +111,6 @@ class Archives:
         plc: PlcHistory,
         documents: Documents,
         public_url: str,
-        settings: ArchiveSettings,
         log_work: int = LOG_WORK,
     ) -> None:
         self._engine = engine
@@ -152,7 +123,6 @@ class Archives:
         self._documents = documents
         self._public_url = public_url
         self._log_work = log_work
-        self.settings = settings
 
     async def create(
         self,
@@ -198,41 +168,6 @@ class Archives:
             await asyncio.to_thread(output.finish)
         _log.info("archive.written", did=account.did, size=output.size, rev=commit.rev)
         return Written(target, output.size, manifest, passphrase is not None)
-
-    # On a schedule
-
-    async def sweep(self) -> dict[str, int]:
-        """Write the archives that are due; what could not be written is tried in the next round."""
-        folder = self.settings.directory
-        counts = {"written": 0, "unchanged": 0, "failed": 0}
-        if folder is None:
-            return counts
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        after = 0
-        while True:
-            page = await self._engine.read("archive.accounts", _list_accounts, after)
-            for row in page:
-                counts[await self._write_if_due(folder, row)] += 1
-            if len(page) < PAGE:
-                return counts
-            after = page[-1].aid
-
-    async def _write_if_due(self, folder: Path, row: AccountRepo) -> str:
-        if row.repo is None or not row.is_active:
-            return "unchanged"
-        passphrase = self.settings.passphrase
-        end = ".tar.age" if passphrase else ".tar"
-        target = folder / f"{_file_start(row.did)}{row.repo.head.rev}{end}"
-        if await asyncio.to_thread(target.exists):
-            return "unchanged"
-        try:
-            await self.create(row.did, target, passphrase=passphrase)
-        except (RequestError, RemoteError, StoreError, OSError) as error:
-            # One account must not keep the others from being written; the job's row shows it.
-            _log.warning("archive.failed", did=row.did, reason=str(error))
-            return "failed"
-        await asyncio.to_thread(_drop_old, folder, row.did, self.settings.keep)
-        return "written"
 
     # Members
 
@@ -436,19 +371,3 @@ def _read_commit(spool: IO[bytes]) -> tuple[Cid, Commit]:
 def _is_large(txn: Txn, aid: int) -> bool:
     rows = list_account_repos(txn, after_aid=aid - 1, limit=1)
     return bool(rows and rows[0].repo and rows[0].repo.record_count >= LARGE_RECORDS)
-
-
-def _list_accounts(txn: Txn, after_aid: int) -> list[AccountRepo]:
-    return list_account_repos(txn, after_aid=after_aid, limit=PAGE)
-
-
-def _file_start(did: Did) -> str:
-    return did.replace(":", "-").replace("%", "_") + "-"
-
-
-def _drop_old(folder: Path, did: Did, keep: int) -> None:
-    """Delete all but the newest archives of an account; their names sort by rev."""
-    ours = re.compile(re.escape(_file_start(did)) + r"[2-7a-z]{13}\.tar(\.age)?")
-    found = sorted(path for path in folder.iterdir() if ours.fullmatch(path.name))
-    for path in found[: -max(keep, 1)]:
-        path.unlink(missing_ok=True)

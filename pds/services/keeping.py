@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pds.services.archive_keeping import ArchiveRounds, KeptArchives
 from pds.services.archives import Archives
 from pds.services.countermands import Countermands
 from pds.services.plc_watch import PlcWatch
@@ -14,6 +15,8 @@ class Keeping:
     """The services."""
 
     archives: Archives
+    archive_rounds: ArchiveRounds
+    kept_archives: KeptArchives
     countermands: Countermands
     plc_watch: PlcWatch
     recovery_keys: RecoveryKeys
