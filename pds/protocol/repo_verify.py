@@ -157,7 +157,7 @@ def verify_repo(
         if isinstance(item, Node):
             verified = VerifiedBlock("node", item.cid, item.block)
         else:
-            verified = _check_record(item[0], item[1], blocks)
+            verified = verify_record(item[0], item[1], blocks)
         count += 1
         size += len(verified.block)
         if count > limits.max_blocks or size > limits.max_bytes:
@@ -165,7 +165,11 @@ def verify_repo(
         yield verified
 
 
-def _check_record(key: bytes, cid: Cid, blocks: BlockSource) -> VerifiedBlock:
+def verify_record(key: bytes, cid: Cid, blocks: BlockSource) -> VerifiedBlock:
+    """Check the record that a tree has under `key`: its path, and its block.
+
+    Raises: InvalidRepo, InvalidSyntax, MissingBlock. Spec: REPO-11, REPO-92, DM-31
+    """
     path = key.decode("ascii")
     parse_record_path(path)
     block = blocks.get(cid)

@@ -80,6 +80,15 @@ class RowBatch:
     backlinks: list[tuple[str, str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignCommit:
+    """A commit that was checked by itself, and the key that had signed it."""
+
+    cid: Cid
+    commit: Commit
+    key: str
+
+
 class InvalidImport(ProtocolError):
     """A repo that is refused; `is_incomplete` when nothing was found but a block missing."""
 
@@ -95,7 +104,7 @@ def check_import(job: CheckJob) -> CheckedRepo:
     """
     with os.fdopen(os.dup(job.output), "wb") as output:
         try:
-            return _check(job, _BatchWriter(output, max_ref_bytes=job.max_bytes))
+            return _check(job, BatchWriter(output, max_ref_bytes=job.max_bytes))
         except MissingBlock as error:
             raise InvalidImport(f"block {error.cid} is missing", is_incomplete=True) from error
         except ProtocolError as error:
@@ -114,35 +123,50 @@ def read_batches(stream: IO[bytes]) -> Iterator[RowBatch]:
         )
 
 
-def _check(job: CheckJob, rows: "_BatchWriter") -> CheckedRepo:
+def _check(job: CheckJob, rows: "BatchWriter") -> CheckedRepo:
     sources = [
         CarIndex(partial(_read_at, source), max_blocks=job.max_blocks) for source in job.sources
     ]
-    if len(sources[0].roots) != 1:
-        raise InvalidRepo("expected one root")
-    root = sources[0].roots[0]
     blocks = _Blocks(sources)
     limits = RepoLimits(job.max_blocks, job.max_bytes, job.max_depth)
     did, max_rev = Did(job.did), Tid(job.max_rev)
-    commit = check_commit_block(root, blocks.get(root), did=did, max_rev=max_rev)
-    key = _find_key(commit, job.keys)
+    signed = find_commit(sources[0].roots, blocks, did=did, max_rev=max_rev, keys=job.keys)
+    commit = signed.commit
     nodes = records = size = 0
-    for block in verify_repo(root, blocks, did=did, max_rev=max_rev, limits=limits):
+    for block in verify_repo(signed.cid, blocks, did=did, max_rev=max_rev, limits=limits):
         size += len(block.block)
         if block.kind == "node":
             nodes += 1
-            rows.add_node(block)
+            rows.add_node(block.cid, block.block)
         elif block.kind == "record":
             records += 1
-            _add_record(block, rows)
+            add_record(block, rows)
     rows.flush()
     return CheckedRepo(
-        rev=commit.rev, data=commit.data, records=records, nodes=nodes, size_bytes=size, key=key
+        rev=commit.rev,
+        data=commit.data,
+        records=records,
+        nodes=nodes,
+        size_bytes=size,
+        key=signed.key,
     )
 
 
 def _read_at(descriptor: int, size: int, place: int) -> bytes:
     return os.pread(descriptor, size, place)
+
+
+def find_commit(
+    roots: Sequence[Cid], blocks: BlockSource, *, did: Did, max_rev: Tid, keys: Sequence[str]
+) -> ForeignCommit:
+    """Return the commit at the one root: of this account, not from the future, signed by a key.
+
+    Raises: InvalidRepo, InvalidCommit, MissingBlock. Spec: (REPO-5, REPO-6, ACC-53)
+    """
+    if len(roots) != 1:
+        raise InvalidRepo("expected one root")
+    commit = check_commit_block(roots[0], blocks.get(roots[0]), did=did, max_rev=max_rev)
+    return ForeignCommit(roots[0], commit, _find_key(commit, keys))
 
 
 def _find_key(commit: Commit, keys: Sequence[str]) -> str:
@@ -156,7 +180,8 @@ def _find_key(commit: Commit, keys: Sequence[str]) -> str:
     raise InvalidRepo("the commit is not signed with a key of this account")
 
 
-def _add_record(found: VerifiedBlock, rows: "_BatchWriter") -> None:
+def add_record(found: VerifiedBlock, rows: "BatchWriter") -> None:
+    """Add a record that was checked, with what the indexes keep of it."""
     path, block = found.path or "", found.block
     rows.add_record(path, found.cid, block)
     blobs, subject = index_entries(path, block)
@@ -181,7 +206,7 @@ class _Blocks:
         raise MissingBlock(cid)
 
 
-class _BatchWriter:
+class BatchWriter:
     """Collects rows into pieces of a bounded size.
 
     Records may refer to many things from under many long keys, and each time is a row: these take
@@ -199,16 +224,20 @@ class _BatchWriter:
         self._rows = {"nodes": [], "records": [], "blob_refs": [], "backlinks": []}
         self._count = self._size = 0
 
-    def add_node(self, found: VerifiedBlock) -> None:
-        self._add("nodes", [bytes(found.cid), found.block], len(found.block))
+    def add_node(self, cid: Cid, block: bytes) -> None:
+        """Add a node of the tree."""
+        self._add("nodes", [bytes(cid), block], len(block))
 
     def add_record(self, path: str, cid: Cid, block: bytes) -> None:
+        """Add a record."""
         self._add("records", [path, bytes(cid), block], len(block))
 
     def add_blob_ref(self, cid: Cid, path: str) -> None:
+        """Add a blob that a record refers to. Raises: InvalidRepo beyond the limit."""
         self._add_ref("blob_refs", [bytes(cid), path])
 
     def add_backlink(self, collection: str, subject: str, path: str) -> None:
+        """Add what a record points at. Raises: InvalidRepo beyond the limit."""
         self._add_ref("backlinks", [collection, subject, path])
 
     def _add_ref(self, kind: str, row: list[Any]) -> None:
@@ -226,6 +255,7 @@ class _BatchWriter:
             self.flush()
 
     def flush(self) -> None:
+        """Write what was collected."""
         if self._count:
             content = cbor.encode_trusted(self._rows)  # type: ignore[arg-type]
             self._output.write(_LENGTH.pack(len(content)) + content)

@@ -6,11 +6,16 @@ The way of an import:
 2. the CAR is written to a file as it arrives (`import_files`);
 3. a process of its own checks every block of it (`import_check`): the account's DID, the signature
    by a key that its identity has or had, the whole tree, every record. Blocks that the CAR lacks
-   may be in the repo that is here already, so an export since some rev is enough to catch up;
+   may be in the repo that is here already;
 4. what was found good is stored as a new generation, some hundred rows at a time, which nobody
    sees (`store/repo_staging`);
 5. one transaction makes it the live one, under a commit that we have signed, with a rev above the
    imported one and ours. So head, the `#sync` of the activation and the key agree (ACC-41).
+
+A small CAR, such as an export since some rev, goes a shorter way after 2, which costs what is new
+and not what is there: the difference to the repo that is here is judged (`import_difference`), and
+one transaction stores it as a commit of ours (`import_apply`). What cannot go that way goes the
+long one, and only that refuses anything.
 
 An import that ends before 5, however it does, leaves nothing but garbage that is collected. Once
 the CAR is here, the rest goes on even if the client has left.
@@ -37,12 +42,20 @@ from pds.protocol.tid import MAX_CLOCK_ID, encode_tid
 from pds.services.account_cache import AccountCache
 from pds.services.account_states import account_not_found
 from pds.services.export_car import write_repo_whole
+from pds.services.import_apply import apply_difference
 from pds.services.import_check import (
     CheckedRepo,
     CheckJob,
     InvalidImport,
     RowBatch,
     read_batches,
+)
+from pds.services.import_difference import (
+    DIFFERENCE,
+    Difference,
+    DifferenceJob,
+    NoDifference,
+    find_difference,
 )
 from pds.services.import_files import BUDGET_BYTES, ImportFile, ImportFiles
 from pds.services.import_process import check_apart
@@ -77,6 +90,8 @@ the CAR may come out of it, or `MIN_WALK_BYTES`."""
 MAX_UPLOADS: Final = 32
 MAX_CHECKS: Final = 2
 """Imports that are checked and stored at one time; others wait with their CAR on the disk."""
+MAX_DIFFERENCES: Final = 4
+"""The same of those that only bring what is new: they wait for no whole repo."""
 UPLOAD_LIMIT_S: Final = 7200.0
 ASK_TIMEOUT_S: Final = 10.0
 FUTURE_TOLERANCE_US: Final = 300 * 1_000_000
@@ -166,6 +181,7 @@ class RepoImports:
         self._check_job = check
         self._under_way: set[int] = set()
         self._slots = asyncio.Semaphore(MAX_CHECKS)
+        self._difference_slots = asyncio.Semaphore(MAX_DIFFERENCES)
         self.files = ImportFiles(settings.folder, budget_bytes=settings.budget_bytes)
 
     async def import_repo(self, principal: Principal, chunks: AsyncIterator[bytes]) -> None:
@@ -192,8 +208,7 @@ class RepoImports:
                     raise RequestError(
                         "RequestTimeout", "The repo arrived too slowly", 408
                     ) from None
-                async with self._slots:
-                    await self._import(subject, car)
+                await self._import(subject, car)
 
     async def recover(self) -> int:
         """Give up imports that nobody works on any more; return how many there were."""
@@ -228,6 +243,77 @@ class RepoImports:
 
     async def _import(self, subject: _Subject, car: ImportFile) -> None:
         keys = await self._find_keys(subject)
+        if not await self._import_difference(subject, keys, car):
+            async with self._slots:
+                await self._import_whole(subject, keys, car)
+
+    async def _import_difference(
+        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile
+    ) -> bool:
+        """Import what is new, if the CAR is small and the rest is here; return whether it was."""
+        if not subject.repo.record_count or car.size > DIFFERENCE.car_bytes:
+            return False
+        async with self._difference_slots:
+            content = await asyncio.to_thread(car.read)
+            try:
+                found = await self._judge_difference(subject, keys, content)
+            except NoDifference as error:
+                _log.info("repo.import_whole", did=subject.did, reason=str(error))
+                return False
+            before = subject.repo.head
+            if found.data == before.data and found.rev <= before.rev:
+                _log.info("repo.import_unchanged", did=subject.did)
+                return True
+            moment = Moment(self._clock.now_us(), self._clock_id)
+            head = await self._engine.transact(
+                "repo.import_difference",
+                self._apply,
+                subject,
+                found,
+                moment.rev_after(max(found.rev, before.rev)),
+                moment.now_us,
+                accounts=(subject.aid,),
+            )
+        _log.info(
+            "repo.imported_difference",
+            did=subject.did,
+            rev=head.rev,
+            imported_rev=found.rev,
+            ops=len(found.ops),
+            size_bytes=len(content),
+            key=found.key,
+        )
+        return True
+
+    async def _judge_difference(
+        self, subject: _Subject, keys: tuple[str, ...], content: bytes
+    ) -> Difference:
+        job = DifferenceJob(
+            did=subject.did,
+            keys=keys,
+            max_rev=self._max_rev(),
+            repo_id=subject.repo.repo_id,
+            held=subject.repo.head.data,
+        )
+        return await find_difference(self._engine, job, content)
+
+    def _apply(
+        self, txn: Txn, subject: _Subject, difference: Difference, rev: Tid, now_us: int
+    ) -> Head:
+        if not _is_unchanged(get_account_repo(txn, subject.aid), subject):
+            raise ImportLost
+        signer = self._keystore.signer(txn, subject.key_id)
+        signed = sign_commit(signer, did=subject.did, data=difference.data, rev=rev)
+        return apply_difference(
+            txn, subject.aid, subject.repo.repo_id, difference, signed, now_us=now_us
+        )
+
+    def _max_rev(self) -> Tid:
+        return encode_tid(self._clock.now_us() + FUTURE_TOLERANCE_US, MAX_CLOCK_ID)
+
+    async def _import_whole(
+        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile
+    ) -> None:
         with self.files.open() as rows:
             checked = await self._check(subject, keys, car, rows)
             before = subject.repo.head
@@ -309,7 +395,7 @@ class RepoImports:
         job = CheckJob(
             did=subject.did,
             keys=keys,
-            max_rev=encode_tid(self._clock.now_us() + FUTURE_TOLERANCE_US, MAX_CLOCK_ID),
+            max_rev=self._max_rev(),
             sources=tuple(source.descriptor for source in sources),
             output=rows.descriptor,
             max_blocks=self._settings.max_blocks,
@@ -446,7 +532,7 @@ def _store_batch(txn: Txn, staging: Staging, batch: RowBatch, now_us: int) -> No
     if batch.records:
         upsert_records(txn, repo_id, rev, batch.records)
     if batch.blob_refs:
-        insert_blob_refs(txn, staging, batch.blob_refs, now_us=now_us)
+        insert_blob_refs(txn, staging.aid, repo_id, batch.blob_refs, rev=rev, now_us=now_us)
     if batch.backlinks:
         insert_backlinks(txn, repo_id, (Backlink(*row) for row in batch.backlinks))
 

@@ -228,7 +228,8 @@ def _settle_blobs(
                 claim_blobs(txn, aid, repo_id, op.path, refs, now_us=now_us, rev=finished.plan.rev)
     for op in finished.plan.ops:
         if op.prev is not None:
-            release_blobs(txn, aid, repo_id, op.path, keep=kept.get(op.path, ()), now_us=now_us)
+            keep = {ref.cid for ref in kept.get(op.path, ())}
+            release_blobs(txn, aid, repo_id, op.path, keep=keep, now_us=now_us)
 
 
 def _move_head(txn: Txn, repo_id: int, finished: FinishedCommit, *, now_us: int) -> None:

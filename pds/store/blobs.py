@@ -13,7 +13,7 @@ References stand in `blob_ref` whether or not the bytes are here: an imported re
 its blobs (XRPC-86).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -139,18 +139,17 @@ def claim_blobs(
 
 
 def release_blobs(
-    txn: Txn, aid: int, repo_id: int, path: str, *, keep: Iterable[BlobRef], now_us: int
+    txn: Txn, aid: int, repo_id: int, path: str, *, keep: Collection[Cid], now_us: int
 ) -> None:
     """Drop the references of the record at `path` but those in `keep`.
 
     A blob that no record of the account refers to any more loses its row, and its bytes are
     queued for deletion. Spec: XRPC-85
     """
-    kept = {ref.cid for ref in keep}
     rows = txn.read("SELECT cid FROM blob_ref WHERE repo_id = ? AND path = ?", (repo_id, path))
     for (raw,) in rows:
         cid = Cid(raw)
-        if cid in kept:
+        if cid in keep:
             continue
         txn.write(
             "DELETE FROM blob_ref WHERE repo_id = ? AND cid = ? AND path = ?", (repo_id, cid, path)
@@ -159,6 +158,16 @@ def release_blobs(
         # What was taken down stays known, or a new upload would bring it back.
         if blob is not None and not blob.is_taken_down and not _is_referenced(txn, aid, cid):
             _discard(txn, aid, cid, now_us)
+
+
+def has_blob_refs(txn: Txn, repo_id: int, path: str) -> bool:
+    """Whether the record at `path` refers to blobs, here or not."""
+    return (
+        txn.read_one(
+            "SELECT 1 FROM blob_ref WHERE repo_id = ? AND path = ? LIMIT 1", (repo_id, path)
+        )
+        is not None
+    )
 
 
 def hide_blob(txn: Txn, aid: int, cid: Cid, *, takedown_ref: str) -> None:

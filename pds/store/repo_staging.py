@@ -100,18 +100,24 @@ def check_staging(txn: Txn, staging: Staging, *, now_us: int) -> Account:
 
 
 def insert_blob_refs(
-    txn: Txn, staging: Staging, refs: Iterable[tuple[Cid, str]], *, now_us: int
+    txn: Txn,
+    aid: int,
+    repo_id: int,
+    refs: Iterable[tuple[Cid, str]],
+    *,
+    rev: Tid,
+    now_us: int,
 ) -> None:
     """Note which blobs records refer to, here or not; those that are here are kept (XRPC-86)."""
     rows = list(refs)
     txn.write_many(
         "INSERT INTO blob_ref (repo_id, cid, path, rev) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (repo_id, cid, path) DO NOTHING",
-        [(staging.repo_id, bytes(cid), path, staging.rev) for cid, path in rows],
+        " ON CONFLICT (repo_id, cid, path) DO UPDATE SET rev = excluded.rev",
+        [(repo_id, bytes(cid), path, rev) for cid, path in rows],
     )
     txn.write_many(
         "UPDATE blob SET stored_at = ? WHERE aid = ? AND cid = ? AND stored_at IS NULL",
-        [(now_us, staging.aid, bytes(cid)) for cid in dict.fromkeys(cid for cid, _ in rows)],
+        [(now_us, aid, bytes(cid)) for cid in dict.fromkeys(cid for cid, _ in rows)],
     )
 
 

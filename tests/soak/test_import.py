@@ -1,7 +1,8 @@
 """Large imports cost others nothing: time, memory and the server's answers meanwhile (promise B5).
 
-What is measured is the server's process and all its children together, by proportional memory
-where the kernel tells it, so that pages which both have loaded count once.
+What is measured is the server's process and all its children together, in two ways: the most
+resident memory that each has had, added up, and proportional memory, in which pages that both have
+loaded count once.
 """
 
 import asyncio
@@ -45,10 +46,12 @@ class Watch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self.peak_mb = self.server_peak_mb = 0.0
+        self.resident_mb = self.server_resident_mb = self.children_resident_mb = 0.0
         self.cpu_s = 0.0
         self.server_cpu_s = 0.0
 
     async def __aenter__(self) -> "Watch":
+        self.resident_before_mb = resident_mb(self._pid, "VmRSS")
         self._before_s = cpu_seconds(self._pid)
         self._children_before_s = cpu_seconds(self._pid, waited_for=True)
         self._sampling = asyncio.create_task(self._sample())
@@ -62,10 +65,27 @@ class Watch:
 
     async def _sample(self) -> None:
         while True:
-            pids = [self._pid, *children_of(self._pid)]
+            children = children_of(self._pid)
+            pids = [self._pid, *children]
             self.peak_mb = max(self.peak_mb, sum(memory_mb(pid) for pid in pids))
             self.server_peak_mb = max(self.server_peak_mb, memory_mb(self._pid))
+            server_mb = resident_mb(self._pid, "VmHWM")
+            children_mb = sum(resident_mb(pid, "VmHWM") for pid in children)
+            self.resident_mb = max(self.resident_mb, server_mb + children_mb)
+            self.server_resident_mb = max(self.server_resident_mb, server_mb)
+            self.children_resident_mb = max(self.children_resident_mb, children_mb)
             await asyncio.sleep(0.1)
+
+
+def resident_mb(pid: int, field: str) -> float:
+    """`VmRSS`, what a process has in memory, shared pages included; or `VmHWM`, the most of it."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+    except (OSError, ValueError):
+        pass
+    return 0.0
 
 
 def memory_mb(pid: int) -> float:
@@ -151,7 +171,10 @@ async def test_a_large_repo_is_imported_while_others_are_answered(tmp_path: Path
         print(
             f"\nimport: {RECORDS} records, {len(car) / 1e6:.1f} MB in {took_s:.1f} s;"
             f" CPU {watch.cpu_s:.1f} s, {watch.server_cpu_s:.1f} s of it in the server;"
-            f" peak {watch.peak_mb:.0f} MB, server {watch.server_peak_mb:.0f} MB;"
+            f" peak RSS {watch.resident_mb:.0f} MB together, server"
+            f" {watch.server_resident_mb:.0f} MB (before {watch.resident_before_mb:.0f}),"
+            f" children {watch.children_resident_mb:.0f} MB;"
+            f" peak PSS {watch.peak_mb:.0f} MB, server {watch.server_peak_mb:.0f} MB;"
             f" {len(latencies)} reads meanwhile,"
             f" median {statistics.median(latencies) * 1e3:.1f} ms, p99 {p99_s * 1e3:.1f} ms,"
             f" longest {max(latencies) * 1e3:.1f} ms"
@@ -164,7 +187,7 @@ async def test_a_large_repo_is_imported_while_others_are_answered(tmp_path: Path
         found = check_export(await server.export(person.did), did=person.did, did_key=key)
         assert found == {path: bytes(cid) for path, cid in repo.records.items()}
         assert took_s < MAX_SECONDS
-        assert watch.peak_mb < MAX_REPO_MB
+        assert watch.resident_mb < MAX_REPO_MB
         assert p99_s < MAX_P99_S
 
 

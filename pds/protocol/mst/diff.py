@@ -50,6 +50,8 @@ class _Cursor:
         level, cid = self._stack.pop()
         node = self.opened[cid] = self._nodes.node(cid)
         below = int(level) - 1
+        if below < 0 and any(node.children):
+            raise InvalidTree("a child below the lowest level")
         for at in range(len(node.keys) - 1, -1, -1):
             child = node.children[at + 1]
             if child is not None:
@@ -66,8 +68,11 @@ def _is_subtree(item: _Record | _Subtree | None) -> bool:
 def diff_trees(before: Cid | None, after: Cid, old: NodeSource, new: NodeSource) -> TreeDiff:
     """Compare the tree at `before` (None: no tree) with the tree at `after`.
 
-    Equal subtrees are skipped unread where both trees have them at the same place.
-    Raises: MissingBlock, InvalidNode.
+    Equal subtrees are skipped unread where both trees have them at the same place. Of a foreign
+    tree nothing is checked but what `new` checks: the changes have to be tried. It may have one
+    subtree at many places, so `new` has to end a walk that is too long.
+
+    Raises: MissingBlock, InvalidNode, InvalidTree.
     """
     left, right = _Cursor(before, old), _Cursor(after, new)
     changes: list[Change] = []
