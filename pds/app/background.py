@@ -30,8 +30,8 @@ from pds.services.identity_store import SavedIdentities
 from pds.services.jobs import Schedule
 from pds.services.plc_watch import EVERY_S as WATCH_PERIOD_S
 from pds.services.rewinds import Rewinds
+from pds.services.sweeping import sweep_rows
 from pds.store.clock import get_accepted_us
-from pds.store.engine import MAX_BULK_ROWS
 from pds.store.jobs import forget_old_jobs
 from pds.store.nodes import forget_old_nodes
 from pds.store.repos import delete_garbage, list_garbage
@@ -282,11 +282,5 @@ async def _forget_identities(base: Foundation) -> None:
 
 async def _forget_used_tokens(base: Foundation) -> int:
     """Drop the digests of used tokens that have expired since (XRPC-43)."""
-    total = 0
-    while True:
-        deleted = await base.engine.transact(
-            "tokens.sweep", delete_expired_tokens, base.clock.now_us(), bulk=True
-        )
-        total += deleted
-        if deleted < MAX_BULK_ROWS:
-            return total
+    now_us = base.clock.now_us()
+    return await sweep_rows(base.engine, "tokens.sweep", delete_expired_tokens, now_us)

@@ -30,6 +30,7 @@ from pds.services.availability import check_available, repo_not_found, sees_hidd
 from pds.services.mime import choose_mime_type
 from pds.services.principal import Principal, ReplayId
 from pds.services.settings import setting
+from pds.services.sweeping import sweep_rows
 from pds.services.used_tokens import refuse_replay
 from pds.store.accounts import AccountStatus, get_account_by_aid
 from pds.store.blobs import (
@@ -49,14 +50,14 @@ from pds.store.blobs import (
     release_garbage,
 )
 from pds.store.clock import Clock
-from pds.store.engine import Engine, Txn
+from pds.store.engine import MAX_BULK_ROWS, Engine, Txn
 from pds.store.repos import AccountRepo, find_account_repo
 
 CHECKED_BYTES: Final = 1 << 20
 """Blobs up to this size are hashed before each download (0.6 ms per MB)."""
 MIN_TEMPORARY_S: Final = 3600
 """A client may take an hour between upload and record: the protocol's lower bound (XRPC-82)."""
-JOB_ROWS: Final = 500
+JOB_ROWS: Final = MAX_BULK_ROWS
 ORPHAN_AGE_US: Final = 6 * 3600 * 1_000_000
 """Bytes without a row younger than this may belong to an upload under way."""
 
@@ -249,17 +250,11 @@ class Blobs:
 
         Returns how many blobs' bytes were deleted. A job of the background (XRPC-82, XRPC-85).
         """
-        while True:
-            now_us = self._clock.now_us()
-            found = await self._engine.transact(
-                "blob.collect_temporary",
-                _collect_temporary,
-                now_us - self._temporary_us,
-                now_us,
-                bulk=True,
-            )
-            if found < JOB_ROWS:
-                break
+        now_us = self._clock.now_us()
+        before_us = now_us - self._temporary_us
+        await sweep_rows(
+            self._engine, "blob.collect_temporary", _collect_temporary, before_us, now_us
+        )
         deleted = 0
         while True:
             batch = await self._engine.read(

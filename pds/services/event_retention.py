@@ -1,13 +1,11 @@
 """Deletes firehose events that are older than the window, a little at a time.
 
-Each job deletes at most 500 rows, alone and behind user writes, so that even a long backlog costs
-nobody more than milliseconds.
-
 Spec: event-stream#sequence-numbers (SYNC-19)
 """
 
+from pds.services.sweeping import sweep_rows
 from pds.store.clock import Clock
-from pds.store.engine import MAX_BULK_ROWS, Engine
+from pds.store.engine import Engine
 from pds.store.events import delete_events_before
 
 
@@ -26,11 +24,6 @@ class EventRetention:
         would delete what readers still need.
         """
         window_start = self._clock.now_us() - self._window_us
-        deleted = 0
-        while True:
-            count = await self._engine.transact(
-                "events.retention", delete_events_before, window_start, MAX_BULK_ROWS, bulk=True
-            )
-            deleted += count
-            if count < MAX_BULK_ROWS:
-                return deleted
+        return await sweep_rows(
+            self._engine, "events.retention", delete_events_before, window_start
+        )

@@ -1,7 +1,6 @@
 """Where resolved identities survive a restart: the database, as the resolver's `IdentityStore`."""
 
-from typing import Final
-
+from pds.services.sweeping import sweep_rows
 from pds.store.engine import Engine
 from pds.store.identity_cache import (
     delete_old_identities,
@@ -9,8 +8,6 @@ from pds.store.identity_cache import (
     get_saved_identity,
     save_identity,
 )
-
-SWEEP_ROWS: Final = 500
 
 
 class SavedIdentities:
@@ -35,11 +32,4 @@ class SavedIdentities:
 
     async def sweep(self, before_us: int) -> int:
         """Drop every answer fetched before a time; return how many there were."""
-        total = 0
-        while True:
-            count = await self._engine.transact(
-                "identity.sweep", delete_old_identities, before_us, SWEEP_ROWS, bulk=True
-            )
-            total += count
-            if count < SWEEP_ROWS:
-                return total
+        return await sweep_rows(self._engine, "identity.sweep", delete_old_identities, before_us)

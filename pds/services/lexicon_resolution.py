@@ -41,6 +41,7 @@ from pds.services.lexicon_fetch import (
 )
 from pds.services.lexicon_memory import Learned, LexiconMemory
 from pds.services.settings import LexiconPolicy
+from pds.services.sweeping import sweep_rows
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.lexicon_cache import (
@@ -75,7 +76,6 @@ TYPE_TIMES: Final = CacheTimes(
 BYTES_PER_BYTE: Final = 40
 """What one byte of a document takes once it is parsed and compiled, roughly: measured 15 to 100."""
 ENTRY_BYTES: Final = 4000
-SWEEP_ROWS: Final = 500
 MAX_ROWS: Final = 20_000
 US_PER_S: Final = 1_000_000
 
@@ -170,12 +170,7 @@ class Lexicons:
 
     async def sweep(self, now_us: int) -> int:
         """Drop saved schemas that are too old or too many; return how many."""
-        total = 0
-        while True:
-            old = await self._engine.transact("lexicons.sweep", _delete_old, now_us, bulk=True)
-            total += old
-            if old < SWEEP_ROWS:
-                return total
+        return await sweep_rows(self._engine, "lexicons.sweep", _delete_old, now_us)
 
     def _now_s(self) -> float:
         return self._wall.now_us() / US_PER_S
@@ -299,9 +294,8 @@ def _delete_old(txn: Txn, now_us: int) -> int:
         txn,
         found_before=now_us - round(MAX_S * US_PER_S),
         none_before=now_us - round(NEGATIVE_S * US_PER_S),
-        limit=SWEEP_ROWS,
     )
-    return count or delete_surplus_lexicons(txn, keep=MAX_ROWS, limit=SWEEP_ROWS)
+    return count or delete_surplus_lexicons(txn, keep=MAX_ROWS)
 
 
 def _weigh(documents: Collection[PublishedLexicon]) -> int:

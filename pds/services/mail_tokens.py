@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Final, TypeVar, TypeVarTuple
 
 from pds.errors import RequestError
+from pds.services.sweeping import sweep_rows
 from pds.store.engine import Engine, Txn
 from pds.store.mail_tokens import (
     delete_account_mail_tokens,
@@ -44,7 +45,6 @@ MAX_ATTEMPTS: Final = 5
 KEEP_EXPIRED_S: Final = 86_400
 """How long an expired code is still told from a wrong one."""
 MAX_GIVEN_CHARS: Final = 64
-SWEEP_ROWS: Final = 500
 
 _US_PER_S: Final = 1_000_000
 _KEY_LABEL: Final = b"freehold mail codes 1"
@@ -122,7 +122,7 @@ class MailTokens:
     async def sweep(self, now_us: int) -> int:
         """Delete codes that expired long ago; return how many there were."""
         before_us = now_us - (LIFETIME_S + KEEP_EXPIRED_S) * _US_PER_S
-        return await self._engine.transact("mail_token.sweep", _sweep, before_us, bulk=True)
+        return await sweep_rows(self._engine, "mail_token.sweep", delete_old_mail_tokens, before_us)
 
     def _refusal(self, txn: Txn, given: MailCode) -> RequestError | None:
         """Use the code up, or count the wrong one and say what is wrong."""
@@ -154,7 +154,3 @@ def _letters(code: str) -> str:
     """What people typed, without spaces, dashes and lower case."""
     shortened = code[:MAX_GIVEN_CHARS]
     return "".join(shortened.split()).replace("-", "").upper()
-
-
-def _sweep(txn: Txn, before_us: int) -> int:
-    return delete_old_mail_tokens(txn, before_us, limit=SWEEP_ROWS)

@@ -33,6 +33,7 @@ from typing import Final, TypeAlias
 from zlib import crc32
 
 from pds.errors import RequestError, StoreError
+from pds.services.sweeping import sweep_rows
 from pds.store.engine import Engine
 from pds.store.rate_counts import (
     RateCount,
@@ -53,7 +54,6 @@ SHARE_PERIOD_S: Final = 1.0
 SAVE_PERIOD_S: Final = 30.0
 BATCH_ROWS: Final = 400
 MAX_LOADED: Final = 20_000
-SWEEP_ROWS: Final = 500
 DIGEST_BYTES: Final = 16
 LONG_SUBJECT: Final = 64
 """Longer texts are kept as their digest."""
@@ -361,17 +361,10 @@ class RateLimits:
 
     async def sweep(self) -> int:
         """Drop the rows of windows that are over and return how many there were."""
-        total, deleted = 0, SWEEP_ROWS
-        while self._engine is not None and deleted == SWEEP_ROWS:
-            deleted = await self._engine.transact(
-                "rate.sweep",
-                delete_old_rate_counts,
-                int(self._now_s() * US_PER_S),
-                SWEEP_ROWS,
-                bulk=True,
-            )
-            total += deleted
-        return total
+        if self._engine is None:
+            return 0
+        now_us = int(self._now_s() * US_PER_S)
+        return await sweep_rows(self._engine, "rate.sweep", delete_old_rate_counts, now_us)
 
     def _is_over(self, key: tuple[str, bytes, int], now_us: int) -> bool:
         bucket = self._buckets.get(key[0])

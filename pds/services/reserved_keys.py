@@ -15,6 +15,7 @@ from typing import Final
 
 from pds.errors import RequestError
 from pds.protocol.keys import Curve, generate_secret, make_signer
+from pds.services.sweeping import sweep_rows
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import NONCE_BYTES, Keystore
@@ -31,7 +32,6 @@ CURVE: Final[Curve] = "k256"
 LIFETIME_S: Final = 7 * 86_400
 MAX_RESERVED: Final = 100_000
 """In all: some hundred bytes each, and far more than any host opens accounts in a week."""
-SWEEP_ROWS: Final = 500
 
 _US_PER_S: Final = 1_000_000
 
@@ -77,12 +77,7 @@ class ReservedKeys:
     async def sweep(self, now_us: int) -> int:
         """Drop reservations that are too old; return how many there were."""
         before_us = now_us - LIFETIME_S * _US_PER_S
-        dropped = 0
-        while True:
-            count = await self._engine.transact("key.sweep", _sweep, before_us, bulk=True)
-            dropped += count
-            if count < SWEEP_ROWS:
-                return dropped
+        return await sweep_rows(self._engine, "key.sweep", delete_old_reserved_keys, before_us)
 
     def _reserve(self, txn: Txn, new: ReservedKey) -> str:
         if new.did is not None:
@@ -108,7 +103,3 @@ def seal_subject(did_key: str) -> str:
 
 def _get(txn: Txn, did: str, since_us: int) -> ReservedKey | None:
     return get_reserved_key(txn, did, since_us=since_us)
-
-
-def _sweep(txn: Txn, before_us: int) -> int:
-    return delete_old_reserved_keys(txn, before_us, limit=SWEEP_ROWS)

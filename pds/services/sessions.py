@@ -29,6 +29,7 @@ from pds.services.passwords import Passwords, hash_app_password
 from pds.services.principal import Principal, PrincipalKind, Scope
 from pds.services.rate_limits import RateLimits
 from pds.services.session_tokens import RefreshClaims, SessionTokens
+from pds.services.sweeping import sweep_rows
 from pds.store import sessions as rows
 from pds.store.accounts import (
     Account,
@@ -47,7 +48,6 @@ from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 
 US_PER_S: Final = 1_000_000
-SWEEP_ROWS: Final = 500
 PLACEHOLDER_HANDLE: Final = "handle.invalid"
 
 DidDocuments = Callable[[Did], Awaitable[Json]]
@@ -434,14 +434,9 @@ class Sessions:
 
     async def sweep(self) -> int:
         """Delete the rows of expired tokens and return how many there were."""
-        total = 0
-        while True:
-            deleted = await self._engine.transact(
-                "session.sweep", _sweep, self._clock.now_us(), bulk=True
-            )
-            total += deleted
-            if deleted < SWEEP_ROWS:
-                return total
+        return await sweep_rows(
+            self._engine, "session.sweep", rows.delete_expired_sessions, self._clock.now_us()
+        )
 
     # Showing
 
@@ -526,10 +521,6 @@ def _find_app_password(password: str, candidates: Sequence[AppPassword]) -> AppP
         if hmac.compare_digest(candidate.hash, given):
             found = candidate
     return found
-
-
-def _sweep(txn: Txn, now_us: int) -> int:
-    return rows.delete_expired_sessions(txn, now_us, limit=SWEEP_ROWS)
 
 
 def _refuse_takendown(status: AccountStatus) -> None:

@@ -3,7 +3,7 @@
 Owns the table `identity_cache` (scratch: losing it costs only requests).
 """
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 
 def get_saved_identity(txn: Txn, subject: str) -> tuple[bytes, int] | None:
@@ -27,7 +27,7 @@ def delete_saved_identity(txn: Txn, subject: str) -> None:
     txn.write("DELETE FROM identity_cache WHERE subject = ?", (subject,))
 
 
-def delete_old_identities(txn: Txn, before_us: int, limit: int) -> int:
+def delete_old_identities(txn: Txn, before_us: int, *, limit: int = MAX_BULK_ROWS) -> int:
     """Drop at most `limit` answers fetched before a time; return how many there were."""
     rows = txn.read(
         "SELECT subject FROM identity_cache WHERE fetched_at < ? ORDER BY subject LIMIT ?",

@@ -8,7 +8,7 @@ such schema at `fetched_at`. What could not be found out is never written here.
 from dataclasses import dataclass
 from typing import Final
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 FOUND: Final = "found"
 NONE: Final = "none"
@@ -54,7 +54,9 @@ def save_lexicon(txn: Txn, saved: SavedLexicon) -> None:
     )
 
 
-def delete_old_lexicons(txn: Txn, *, found_before: int, none_before: int, limit: int) -> int:
+def delete_old_lexicons(
+    txn: Txn, *, found_before: int, none_before: int, limit: int = MAX_BULK_ROWS
+) -> int:
     """Drop at most `limit` answers fetched before a time, by outcome; return how many."""
     rows = txn.read(
         "SELECT nsid FROM lexicon_cache WHERE (outcome = ? AND fetched_at < ?)"
@@ -65,7 +67,7 @@ def delete_old_lexicons(txn: Txn, *, found_before: int, none_before: int, limit:
     return len(rows)
 
 
-def delete_surplus_lexicons(txn: Txn, *, keep: int, limit: int) -> int:
+def delete_surplus_lexicons(txn: Txn, *, keep: int, limit: int = MAX_BULK_ROWS) -> int:
     """Drop at most `limit` answers beyond the `keep` youngest; return how many."""
     rows = txn.read(
         "SELECT nsid FROM lexicon_cache ORDER BY fetched_at DESC, nsid LIMIT ? OFFSET ?",

@@ -6,7 +6,7 @@ decided in `services/mail_tokens`.
 
 from dataclasses import dataclass
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def delete_account_mail_tokens(txn: Txn, aid: int) -> None:
     txn.write("DELETE FROM mail_token WHERE aid = ?", (aid,))
 
 
-def delete_old_mail_tokens(txn: Txn, before_us: int, *, limit: int = 500) -> int:
+def delete_old_mail_tokens(txn: Txn, before_us: int, *, limit: int = MAX_BULK_ROWS) -> int:
     """Tidy up to `limit` codes that were made before an instant; return how many there were."""
     old = txn.read(
         "SELECT aid, purpose FROM mail_token WHERE created_at < ? "

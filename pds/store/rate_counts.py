@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 CHUNKS: Final = (64, 8, 1)
 """Rows of one statement: few sizes, so that few texts are prepared."""
@@ -68,7 +68,7 @@ def list_rate_counts(txn: Txn, now_us: int, limit: int) -> list[RateCount]:
     return [RateCount(row[0], bytes(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in rows]
 
 
-def delete_old_rate_counts(txn: Txn, now_us: int, limit: int) -> int:
+def delete_old_rate_counts(txn: Txn, now_us: int, limit: int = MAX_BULK_ROWS) -> int:
     """Drop at most `limit` rows of windows that are over; return how many there were."""
     rows = txn.read(
         "SELECT limit_name, subject, window_start FROM rate_count WHERE expires_at <= ?"

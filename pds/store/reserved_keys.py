@@ -6,7 +6,7 @@ sealed under the master key. How long a reservation lasts is decided in `service
 
 from dataclasses import dataclass
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def count_reserved_keys(txn: Txn) -> int:
     return int(txn.read("SELECT count(*) FROM reserved_key")[0][0])
 
 
-def delete_old_reserved_keys(txn: Txn, before_us: int, *, limit: int) -> int:
+def delete_old_reserved_keys(txn: Txn, before_us: int, *, limit: int = MAX_BULK_ROWS) -> int:
     """Drop up to `limit` reservations made before an instant; return how many there were."""
     rows = txn.read(
         "SELECT did_key FROM reserved_key WHERE created_at <= ?"

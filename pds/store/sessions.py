@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pds.store.engine import Txn
+from pds.store.engine import MAX_BULK_ROWS, Txn
 
 _COLUMNS: Final = (
     "token_id, session_id, aid, scope, app_password_id, next_token_id, created_at, expires_at"
@@ -128,7 +128,7 @@ def delete_expired_of_account(txn: Txn, aid: int, now_us: int) -> None:
     txn.write("DELETE FROM session WHERE aid = ? AND expires_at <= ?", (aid, now_us))
 
 
-def delete_expired_sessions(txn: Txn, now_us: int, *, limit: int = 500) -> int:
+def delete_expired_sessions(txn: Txn, now_us: int, *, limit: int = MAX_BULK_ROWS) -> int:
     """Tidy up to `limit` expired rows of any account and return how many there were."""
     expired = txn.read(
         "SELECT token_id FROM session WHERE expires_at <= ? ORDER BY expires_at, token_id LIMIT ?",

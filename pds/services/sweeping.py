@@ -1,0 +1,26 @@
+"""Sweeping a table: rows that are over go a little at a time, so that it costs nobody a wait."""
+
+from collections.abc import Callable
+from typing import TypeVarTuple
+
+from pds.store.engine import MAX_BULK_ROWS, Engine, Txn
+
+Ts = TypeVarTuple("Ts")
+
+
+async def sweep_rows(
+    engine: Engine, label: str, delete: "Callable[[Txn, *Ts], int]", *args: *Ts
+) -> int:
+    """Run `delete(txn, *args)`, job after job, until no rows are left; return how many there were.
+
+    `delete` takes up to `MAX_BULK_ROWS` rows and returns their number. Each job runs alone and
+    behind the writes of users, so even a long backlog delays nobody by more than milliseconds.
+
+    Raises: StoreError.
+    """
+    total = 0
+    while True:
+        deleted = await engine.transact(label, delete, *args, bulk=True)
+        total += deleted
+        if deleted < MAX_BULK_ROWS:
+            return total
