@@ -14,7 +14,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,9 +26,10 @@ import pytest
 from pds.store.postgres import migrate_link
 from pds.store.postgres_link import Link
 from tests.support import require
+from tests.support_ports import free_port
 
 UNPRIVILEGED = "nobody"
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 MEMORY = Path("/dev/shm")
 """A server that does not sync needs no disk; making a database there takes a tenth of the time."""
 MEMORY_NEEDED_BYTES = 2 << 30
@@ -61,13 +61,6 @@ def _has_room(folder: Path) -> bool:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class OwnServer:
     """A server in a temporary folder."""
 
@@ -78,7 +71,7 @@ class OwnServer:
         place = MEMORY if settings is _FAST and _has_room(MEMORY) else None
         self.folder = Path(tempfile.mkdtemp(prefix="pds-postgres-", dir=place))
         self.folder.chmod(0o755)
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._user: dict[str, object] = {}
         if os.geteuid() == 0:
             person = pwd.getpwnam(UNPRIVILEGED)

@@ -6,23 +6,19 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import aiohttp
 
+from tests.support_ports import free_port
 from tests.support_postgres import database_of, is_chosen
 
-START_TIMEOUT_S = 20
+__all__ = ["ServerProcess", "free_port"]
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+START_TIMEOUT_S = 60
+"""Several processes may start at once, on a machine that does something else."""
 
 
 class ServerProcess:

@@ -14,19 +14,11 @@ from tests.fakes.plc import running_plc
 from tests.independent import cid_text
 from tests.scenarios.test_two_nodes import SHARED, sign_up
 from tests.support_cluster import Load, until
+from tests.support_ports import two_free_ports
 from tests.support_postgres import database_url
-from tests.support_process import ServerProcess, free_port
+from tests.support_process import ServerProcess
 
 __all__ = ["database_url"]
-
-
-def two_free_ports() -> int:
-    """The first of two ports in a row that nobody has."""
-    while True:
-        port = free_port()
-        with contextlib.suppress(OSError), socket.socket() as next_one:
-            next_one.bind(("127.0.0.1", port + 1))
-            return port
 
 
 async def answers(url: str) -> None:
