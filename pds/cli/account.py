@@ -4,7 +4,6 @@ ACCOUNT is a DID or a handle. Every change leaves a row in the audit trail: `pds
 """
 
 import secrets
-import sys
 from typing import Any, Final
 
 import click
@@ -19,6 +18,7 @@ from pds.cli.orders import (
     show_fields,
     show_table,
 )
+from pds.cli.secret_input import PASSWORD_STDIN, read_line
 
 OF_SETTINGS: Final = "the AppView of the settings"
 STATUSES: Final = ("active", "deactivated", "suspended", "takendown")
@@ -62,14 +62,14 @@ def sessions(account: str, **options: Any) -> None:
 @account.command()
 @click.argument("handle")
 @click.argument("email")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@PASSWORD_STDIN
 @order_options(changes=True)
 def create(handle: str, email: str, *, password_stdin: bool, **options: Any) -> None:
     """Open an account; without a password one is made and shown.
 
     Where invite codes are required, one is made for it.
     """
-    password = _read_password() if password_stdin else None
+    password = read_line("password") if password_stdin else None
     Ordering(options).give(
         "account.create", show_fields, handle=handle, email=email, password=password
     )
@@ -136,11 +136,11 @@ def set_email(account: str, email: str, **options: Any) -> None:
 
 @account.command("reset-password")
 @click.argument("account")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@PASSWORD_STDIN
 @order_options(changes=True)
 def reset_password(account: str, *, password_stdin: bool, **options: Any) -> None:
     """Set a new password and end all sessions; without one, one is made and shown."""
-    password = _read_password() if password_stdin else secrets.token_urlsafe(PASSWORD_BYTES)
+    password = read_line("password") if password_stdin else secrets.token_urlsafe(PASSWORD_BYTES)
     ordering = Ordering(options)
     ordering.give("account.set-password", show_fields, account=account, password=password)
     if not password_stdin and not ordering.is_dry:
@@ -196,10 +196,3 @@ def disable_invites(account: str, **options: Any) -> None:
 def enable_invites(account: str, **options: Any) -> None:
     """Let an account invite again."""
     Ordering(options).give("account.enable-invites", show_fields, account=account)
-
-
-def _read_password() -> str:
-    password = sys.stdin.readline().rstrip("\r\n")
-    if not password:
-        raise click.UsageError("there is no password on standard input")
-    return password

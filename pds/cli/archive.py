@@ -1,28 +1,38 @@
-"""`pds archive`: an account in one file, written, checked, and taken in again.
+"""`pds archive`: an account in one file, written, checked, found again, and taken in.
 
-Exit codes of `verify`: 0 sound and complete, 3 sound but with blobs missing, 1 damaged or no
-archive, 2 wrong usage.
+Where a command takes an archive, it takes a file or the `s3://` address of one in the bucket of the
+settings. Exit codes of `verify`: 0 sound and complete, 3 sound but with blobs missing, 1 damaged or
+no archive, 2 wrong usage.
 """
 
+import asyncio
 import json
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from pds.cli.orders import Answer, Ordering, order_options, show_fields
-from pds.errors import ProtocolError
+from pds.app.archive_places import kept_archives
+from pds.cli.orders import Answer, Ordering, field, order_options, show_fields, show_table
+from pds.cli.secret_input import (
+    FILE,
+    PASSPHRASE_FILE,
+    PASSWORD_STDIN,
+    read_passphrase,
+    read_password,
+)
+from pds.config import Config, load_config
+from pds.errors import ProtocolError, RequestError
 from pds.services.archive_check import ArchiveReport, check_archive, is_encrypted
+from pds.services.archive_keeping import IN_BUCKET, KeptArchive, KeptArchives, newest_of_each
 
 EXIT_DAMAGED: Final = 1
 EXIT_INCOMPLETE: Final = 3
 SHOWN_MISSING: Final = 20
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-PASSPHRASE_FILE = click.option(
-    "--passphrase-file", type=FILE, help="File with the passphrase; asked for when left out."
-)
+CONFIG: Final = click.option("--config", type=FILE, help="Settings file (TOML).")
 
 
 @click.group()
@@ -70,19 +80,21 @@ def create(
 
 
 @archive.command()
-@click.argument("file", type=FILE)
+@click.argument("source", metavar="FILE|S3-ADDRESS")
 @PASSPHRASE_FILE
+@CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def verify(file: Path, *, passphrase_file: Path | None, as_json: bool) -> int:
-    """Check an archive without a network or a server: every hash, signature and block.
+def verify(source: str, *, passphrase_file: Path | None, config: Path | None, as_json: bool) -> int:
+    """Check an archive without a server: every hash, signature and block.
 
-    Exit code 0: sound and complete. 3: sound, but blobs are missing. 1: damaged.
+    A file needs no network and no settings; an `s3://` address is fetched with those of the bucket.
+
+    Exit code 0: sound and complete. 3: sound, but blobs are missing. 1: damaged, or not to be read.
     """
-    try:
-        passphrase = passphrase_of(file, passphrase_file)
-        report = check_archive(file, passphrase=passphrase)
-    except ProtocolError as error:
-        raise click.ClickException(str(error)) from error
+    passphrase = passphrase_of(source, passphrase_file, config)
+    kept = kept_archives(load_config(file=config)) if source.startswith(IN_BUCKET) else None
+    with told():
+        report = asyncio.run(_check(source, passphrase, kept))
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -92,15 +104,22 @@ def verify(file: Path, *, passphrase_file: Path | None, as_json: bool) -> int:
     return EXIT_INCOMPLETE if report.missing else 0
 
 
+async def _check(source: str, passphrase: str | None, kept: KeptArchives | None) -> ArchiveReport:
+    if kept is None:
+        return check_archive(Path(source), passphrase=passphrase)
+    async with kept.at_hand(source) as file:
+        return await asyncio.to_thread(check_archive, file, passphrase=passphrase)
+
+
 @archive.command("import")
-@click.argument("source", metavar="FILE", type=FILE)
+@click.argument("source", metavar="FILE|S3-ADDRESS")
 @click.option("--handle", required=True, help="Handle that the account shall have here.")
 @click.option("--email", required=True, help="Mail address of its holder.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@PASSWORD_STDIN
 @PASSPHRASE_FILE
 @order_options()
 def import_(
-    source: Path,
+    source: str,
     handle: str,
     email: str,
     *,
@@ -111,13 +130,14 @@ def import_(
     """Open the account of an archive here, deactivated, with all that is in the archive.
 
     Its identity still names another host: change that there as in a move, or with the owner's
-    recovery key (`pds rescue start`), then activate the account.
+    recovery key (`pds rescue start`), then activate the account. Lines of standard input, if
+    options want them there: passphrase, password.
     """
-    passphrase = passphrase_of(source, passphrase_file)
+    passphrase = passphrase_of(source, passphrase_file, options["file"])
     Ordering(options).give(
         "archive.import",
         show_fields,
-        archive=str(source.absolute()),
+        archive=located(source),
         passphrase=passphrase,
         handle=handle,
         email=email,
@@ -125,41 +145,137 @@ def import_(
     )
 
 
-def passphrase_of(file: Path, passphrase_file: Path | None) -> str | None:
-    """Return the passphrase of an archive, None for one that is not encrypted."""
+@archive.command("list")
+@click.argument("did", required=False)
+@click.option(
+    "--handles", is_flag=True, help="Look into the newest of each account for its handle."
+)
+@PASSPHRASE_FILE
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def list_(
+    did: str | None,
+    *,
+    handles: bool,
+    passphrase_file: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """List the archives in the bucket and the folder of the settings, or only those of DID.
+
+    Neither a server nor its database is needed: the settings PDS_ARCHIVE_* on any machine will do.
+    """
+    settings = load_config(file=config)
+    kept = kept_archives(settings)
+    with told():
+        found = asyncio.run(kept.list(did))
+        names: dict[str, str] = {}
+        if handles:
+            some = any(one.is_encrypted for one in found)
+            phrase = _kept_passphrase(settings, passphrase_file) if some else None
+            names = asyncio.run(_find_handles(kept, newest_of_each(found), phrase))
+    rows = [{**one.to_json(), "handle": names.get(one.did)} for one in found]
+    if as_json:
+        click.echo(json.dumps({"archives": rows}, indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        click.echo("There are no archives.", err=True)
+        return
+    columns = ["did", *(["handle"] if handles else []), "changedAt", "bytes", "address"]
+    show_table("archives", [(name, field(name)) for name in columns])({"archives": rows})
+
+
+@archive.command()
+@click.argument("account")
+@click.option(
+    "--to", "target", type=FILE, help="File to write; as it is named there when left out."
+)
+@PASSPHRASE_FILE
+@CONFIG
+def fetch(
+    account: str, *, target: Path | None, passphrase_file: Path | None, config: Path | None
+) -> None:
+    """Fetch an archive from the bucket or the folder of the settings: the newest one of ACCOUNT.
+
+    ACCOUNT is a DID, a handle, or an address as `pds archive list` shows them. No server is needed.
+    """
+    settings = load_config(file=config)
+    kept = kept_archives(settings)
+    with told():
+        if account.startswith(IN_BUCKET):
+            one = asyncio.run(kept.find(account))
+        else:
+            one = asyncio.run(_newest(kept, account, settings, passphrase_file))
+        target = target or Path(one.stored.name)
+        size = asyncio.run(kept.fetch(one, target))
+    click.echo(f"{target}: {size:,} bytes, {one.did} as of rev {one.rev}")
+    click.echo(
+        "Check it with `pds archive verify`; `pds rescue start` brings the account here.", err=True
+    )
+
+
+async def _newest(
+    kept: KeptArchives, account: str, settings: Config, passphrase_file: Path | None
+) -> KeptArchive:
+    if account.startswith("did:"):
+        return await kept.newest(account)
+    some = any(one.is_encrypted for one in await kept.list())
+    return await kept.newest(account, _kept_passphrase(settings, passphrase_file) if some else None)
+
+
+async def _find_handles(
+    kept: KeptArchives, found: list[KeptArchive], passphrase: str | None
+) -> dict[str, str]:
+    names = {}
+    for one in found:
+        try:
+            names[one.did] = str((await kept.read_account(one, passphrase)).get("handle") or "")
+        except ProtocolError as error:
+            names[one.did] = f"({error})"
+    return names
+
+
+def _kept_passphrase(settings: Config, file: Path | None) -> str:
+    """Return the passphrase of scheduled archives: given, that of the settings, or asked for."""
+    if file is None and settings.archives.passphrase:
+        return settings.archives.passphrase
+    return read_passphrase(file)
+
+
+def passphrase_of(source: str, file: Path | None, config: Path | None) -> str | None:
+    """Return the passphrase of an archive, None for one that is not encrypted.
+
+    `source` is a file or an `s3://` address; those in the bucket have the passphrase of the
+    settings, unless another is given. Raises: ClickException.
+    """
+    if source.startswith(IN_BUCKET):
+        is_open = not source.endswith(".age")
+        return None if is_open else _kept_passphrase(load_config(file=config), file)
     try:
-        if not is_encrypted(file):
+        if not is_encrypted(Path(source)):
             return None
     except OSError as error:
-        raise click.ClickException(f"{file} cannot be read: {error.strerror}") from error
-    return read_passphrase(passphrase_file)
+        raise click.ClickException(
+            f"{source} cannot be read: {error.strerror}. `pds archive list` shows what the bucket"
+            " and the folder of the settings hold"
+        ) from error
+    return read_passphrase(file)
 
 
-def read_passphrase(file: Path | None, *, is_new: bool = False) -> str:
-    """Return a passphrase from a file, or ask for it."""
-    if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise click.ClickException(f"{file} cannot be read: {error}") from error
-        if not text:
-            raise click.UsageError(f"there is no passphrase in {file}")
-        return text
-    return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=is_new, err=True))
+def located(source: str) -> str:
+    """Make a path one that the server understands; addresses and URLs stay."""
+    return source if "://" in source else str(Path(source).absolute())
 
 
-def read_password(*, from_stdin: bool) -> str:
-    """Return the password that an account shall have."""
-    if not from_stdin:
-        return str(
-            click.prompt(
-                "Password for the account", hide_input=True, confirmation_prompt=True, err=True
-            )
-        )
-    password = sys.stdin.readline().rstrip("\r\n")
-    if not password:
-        raise click.UsageError("there is no password on standard input")
-    return password
+@contextmanager
+def told() -> Iterator[None]:
+    """Say what services refuse, or find wrong, as a message of the command."""
+    try:
+        yield
+    except RequestError as error:
+        raise click.ClickException(error.message) from error
+    except ProtocolError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _show_written(answer: Answer) -> None:

@@ -19,6 +19,7 @@ from pds.app import (
     opened_conversion,
     plan_database_conversion,
 )
+from pds.cli.secret_input import read_url
 from pds.config import Config, load_config
 from pds.errors import ConfigError
 from pds.services.blob_conversion import Outcome, convert_blobs, count_blobs
@@ -54,8 +55,10 @@ def blobs(file: Path | None, target: int, *, trust_size: bool) -> int:
     "--to",
     "target",
     required=True,
-    help="Where to move: `sqlite`, or the URL of an empty PostgreSQL database. A password may come"
-    " from PGPASSWORD or ~/.pgpass instead of the URL.",
+    callback=read_url,
+    help="Where to move: `sqlite`, or the URL of an empty PostgreSQL database, without a password:"
+    " that comes from PGPASSWORD or ~/.pgpass. `-`: asks for the URL, or reads it from standard"
+    " input; then it may hold one.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be moved, and change nothing.")
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False))

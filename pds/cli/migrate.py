@@ -18,6 +18,7 @@ import click
 from pds.app.orders import AdminClient, connect_admin
 from pds.cli.migrate_bulk import read_rows, run_bulk
 from pds.cli.orders import whoami
+from pds.cli.secret_input import read_lines, secret_option
 from pds.config import load_config
 from pds.errors import RequestError
 from pds.services.migration_problems import EXIT_CODES, Code
@@ -45,10 +46,24 @@ def migrate() -> None:
 @click.option("--ask-code", is_flag=True, help="Have the old host mail the code, and end.")
 @click.option("--handle", help="Handle of the account here; kept where it can be.")
 @click.option("--email", help="Address of the account here; as before when left out.")
-@click.option("--invite-code", help="One is made when it is needed and left out.")
-@click.option("--service-token", help="Instead of a login at the old host: createAccount for us.")
+@secret_option(
+    "--invite-code",
+    what="invite code",
+    help="One is made when it is needed and left out.",
+    is_harmless=True,
+)
+@secret_option(
+    "--service-token",
+    what="service token",
+    help="Instead of a login at the old host: createAccount for us.",
+)
+@secret_option(
+    "--sign-in-code", what="sign-in code", help="The code that the old host mails at a login."
+)
 @click.option("--password-stdin", is_flag=True, help="Lines: password there, password here.")
-@click.option("--plc-token", help="The code that the old host has mailed.")
+@secret_option(
+    "--plc-token", what="code from the mail", help="The code that the old host has mailed."
+)
 @click.option("--operation", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--keep-active", is_flag=True, help="Do not deactivate the account there.")
 @click.option("--keep-old-keys", is_flag=True, help="Keep the old host's rotation keys.")
@@ -63,6 +78,12 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
     Its password there is asked for, used for one login, and kept nowhere. With --csv all accounts
     of a table with the columns account, password or service_token, and if wanted handle, email,
     new_password, invite_code and plc_token.
+
+    Secrets are no arguments: `-` asks for one, or reads a line of standard input; `@FILE` reads a
+    file. Lines come in the order of the options, those of --password-stdin at the end.
+
+    Exit codes: 0 done, 1 failed, 2 wrong settings or usage; 10 and more say what is needed next,
+    and are listed in docs/operate/moving.md.
     """
     if (account is None) == (table is None):
         raise click.UsageError("give an ACCOUNT, or --csv FILE")
@@ -81,7 +102,15 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
 @click.argument("url")
 @click.option("--handle", help="Handle at the new host; kept where it can be.")
 @click.option("--email", help="Address at the new host; as here when left out.")
-@click.option("--invite-code", help="Of the new host, if it wants one.")
+@secret_option(
+    "--invite-code",
+    what="invite code",
+    help="Of the new host, if it wants one.",
+    is_harmless=True,
+)
+@secret_option(
+    "--sign-in-code", what="sign-in code", help="The code that the new host mails at a login."
+)
 @click.option("--password-stdin", is_flag=True, help="Lines: password there[, password here].")
 @click.option("--operation", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--keep-active", is_flag=True, help="Do not deactivate the account here.")
@@ -93,7 +122,8 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
 def move_out(account: str, url: str, **options: Any) -> int:
     """Move ACCOUNT from this host to the one at URL.
 
-    Its owner's password here is the consent; with --yes it is the operator's.
+    Its owner's password here is the consent; with --yes it is the operator's. Secrets and exit
+    codes are as with `pds migrate in`.
     """
     return _run(options, lambda admin: _Talk(admin, options).move_out(account, url))
 
@@ -167,9 +197,7 @@ class _Talk:
     def __init__(self, admin: AdminClient, options: Mapping[str, Any]) -> None:
         self._admin = admin
         self._options = options
-        self._lines = (
-            [line.rstrip("\r\n") for line in sys.stdin] if options["password_stdin"] else []
-        )
+        self._lines = read_lines() if options["password_stdin"] else []
         self._plc_token: str | None = options.get("plc_token")
         self._made_password: str | None = None
         self._shown = ""
@@ -229,6 +257,7 @@ class _Talk:
         operation: Path | None = options["operation"]
         return {
             "serviceToken": options.get("service_token"),
+            "authFactorToken": options.get("sign_in_code"),
             "acceptsMissing": options["accept_missing_blobs"],
             "operation": None if operation is None else operation.read_text("utf-8"),
         }

@@ -32,7 +32,12 @@ def order_options(*, changes: bool = False, pages: bool = False) -> Callable[[F]
 
     def add(command: F) -> F:
         options = [
-            click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False)),
+            click.option(
+                "--config",
+                "file",
+                type=click.Path(path_type=Path, dir_okay=False),
+                help="Settings file (TOML).",
+            ),
             click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON."),
         ]
         if changes:

@@ -14,6 +14,7 @@ from typing import Final
 import click
 import segno
 
+from pds.cli.secret_input import ask_secret, read_line
 from pds.protocol.keys import Curve, Signer, generate_secret, make_signer
 from pds.protocol.recovery_key import InvalidWords, encode_words, parse_words
 
@@ -63,9 +64,9 @@ def read_signer(kit: Path | None) -> Signer:
         found = _WORDS.search(text.partition(KIT_START)[2])
         words = found.group() if found else text
     elif sys.stdin.isatty():
-        words = click.prompt("Words of your recovery key", hide_input=True, err=True)
+        words = ask_secret("words of your recovery key")
     else:
-        words = sys.stdin.readline()
+        words = read_line("line with the words of the recovery key (or --kit FILE)")
     try:
         return parse_words(words)
     except InvalidWords as error:

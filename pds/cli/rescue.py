@@ -5,26 +5,40 @@ command from the kit or as words, signs one operation in this process, and goes 
 """
 
 import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from pds.app.archive_places import kept_archives
 from pds.app.elsewhere import rescue_elsewhere
-from pds.cli.archive import FILE, PASSPHRASE_FILE, passphrase_of, read_password
+from pds.cli.archive import CONFIG, located, passphrase_of, told
 from pds.cli.orders import Answer, Ordering, order_options, show_fields
 from pds.cli.recovery_kit import read_signer
-from pds.errors import ProtocolError, RequestError
+from pds.cli.secret_input import (
+    FILE,
+    PASSPHRASE_FILE,
+    PASSWORD_STDIN,
+    read_password,
+    secret_option,
+)
+from pds.config import load_config
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.keys import Signer
 from pds.protocol.plc import sign_operation
+from pds.services.archive_keeping import IN_BUCKET, KeptArchives
 from pds.services.migration_problems import MoveProblem
 from pds.services.rescue_elsewhere import Outcome, Wish, check_host_url
 
 PUBLIC_PLC: Final = "https://plc.directory"
 
 KIT = click.option(
-    "--kit", type=FILE, help="Kit of the recovery key; its words are asked for when left out."
+    "--kit",
+    type=FILE,
+    help="Kit of the recovery key; its words are asked for (or read from standard input) when left"
+    " out.",
 )
 
 
@@ -35,13 +49,13 @@ def rescue() -> None:
 
 @rescue.command()
 @click.argument("did", required=False)
-@click.option("--archive", type=FILE, help="Archive of the account (`pds archive create`).")
-@click.option("--repo", help="CAR of the repo: a file, or a URL; instead of an archive.")
-@click.option("--blobs", help="Folder with blobs, or the URL of a PDS that has them.")
-@click.option("--from", "source", help="URL of a PDS to take repo and blobs from.")
+@click.option("--archive", metavar="FILE|S3-ADDRESS", help="Archive of the account.")
+@click.option("--repo", metavar="FILE|URL", help="CAR of the repo, instead of an archive.")
+@click.option("--blobs", metavar="FOLDER|URL", help="The blobs: files, or a PDS that has them.")
+@click.option("--from", "source", metavar="URL", help="URL of a PDS to take repo and blobs from.")
 @click.option("--handle", required=True, help="Handle that the account shall have here.")
 @click.option("--email", required=True, help="Mail address of its holder.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@PASSWORD_STDIN
 @click.option("--keep-key", "keep", multiple=True, help="did:key of a further key of the owner's.")
 @click.option("--yes", is_flag=True, help="Do not ask before the identity is changed.")
 @KIT
@@ -50,7 +64,7 @@ def rescue() -> None:
 def start(
     did: str | None,
     *,
-    archive: Path | None,
+    archive: str | None,
     repo: str | None,
     blobs: str | None,
     source: str | None,
@@ -65,26 +79,40 @@ def start(
 ) -> None:
     """Bring an account here with the owner's recovery key; its old host is not asked.
 
-    The account comes from an archive, or from a CAR and a folder of blobs, or from another PDS. All
-    of it is verified against the PLC log of the identity. Then the identity is changed so that it
-    names this host, keys of the old host go out of it, and the account is active. Run it again when
+    The account comes from an archive, or from a CAR and a folder of blobs, or from another PDS;
+    with the DID alone, from its newest archive in the bucket (or folder) of the settings. All of it
+    is verified against the PLC log of the identity. Then the identity is changed so that it names
+    this host, keys of the old host go out of it, and the account is active. Run it again when
     something was in the way.
+
+    Asked for, or lines of standard input, in this order: passphrase (--passphrase-file -), password
+    (--password-stdin), words of the key (without --kit).
+
+    Exit codes: 0 active, 1 refused or failed, 2 wrong settings or usage, 130 not confirmed.
     """
     if source is not None:
         repo = repo or f"{source.rstrip('/')}/xrpc/com.atproto.sync.getRepo?did={did}"
         blobs = blobs or source
-    if archive is None and (repo is None or did is None):
-        raise click.UsageError("name an --archive, or the DID of the account with --repo or --from")
+    if did is None and archive is None:
+        raise click.UsageError(
+            "name an --archive (a file or an s3:// address), or the DID of the account: alone if"
+            " its archive is in the bucket of the settings, else with --repo or --from"
+        )
+    if archive is None and repo is None:
+        archive = _newest_archive(str(did), options["file"])
+    passphrase = None
+    if archive is not None:
+        passphrase = passphrase_of(archive, passphrase_file, options["file"])
     password = read_password(from_stdin=password_stdin)
     signer = read_signer(kit)
     prepared = Ordering({**options, "as_json": False}).give(
         "rescue.prepare",
         _show_prepared,
         did=did,
-        archive=None if archive is None else str(archive.absolute()),
-        passphrase=None if archive is None else passphrase_of(archive, passphrase_file),
-        repo=_located(repo),
-        blobs=_located(blobs),
+        archive=None if archive is None else located(archive),
+        passphrase=passphrase,
+        repo=None if repo is None else located(repo),
+        blobs=None if blobs is None else located(blobs),
         handle=handle,
         email=email,
         password=password,
@@ -103,19 +131,25 @@ def start(
 
 @rescue.command("to")
 @click.argument("url")
-@click.option("--archive", type=FILE, required=True, help="Archive of the account.")
+@click.option("--archive", metavar="FILE|S3-ADDRESS", required=True, help="Archive of the account.")
 @click.option("--handle", required=True, help="Handle that the account shall have there.")
 @click.option("--email", required=True, help="Mail address for the account there.")
-@click.option("--invite-code", help="Invite code, where the host asks for one.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@secret_option(
+    "--invite-code",
+    what="invite code",
+    help="Invite code, where the host asks for one.",
+    is_harmless=True,
+)
+@PASSWORD_STDIN
 @click.option("--keep-key", "keep", multiple=True, help="did:key of a further key of the owner's.")
 @click.option("--plc", default=PUBLIC_PLC, show_default=True, help="URL of the PLC directory.")
 @KIT
 @PASSPHRASE_FILE
+@CONFIG
 def to_(
     url: str,
     *,
-    archive: Path,
+    archive: str,
     handle: str,
     email: str,
     invite_code: str | None,
@@ -124,31 +158,35 @@ def to_(
     plc: str,
     kit: Path | None,
     passphrase_file: Path | None,
+    config: Path | None,
 ) -> None:
     """Bring the account of an archive to the standard PDS at URL, with the owner's recovery key.
 
     Neither a server of ours nor the old host is needed: this runs on any machine. Only public calls
     are used, so any host that follows the AT Protocol will do. Run it again when something was in
     the way.
+
+    Asked for, or lines of standard input, in this order: passphrase (--passphrase-file -), password
+    (--password-stdin), words of the key (without --kit).
     """
+    kept = kept_archives(load_config(file=config)) if archive.startswith(IN_BUCKET) else None
     try:
-        wish = Wish(
-            archive=archive,
-            passphrase=passphrase_of(archive, passphrase_file),
-            url=check_host_url(url),
-            handle=handle,
-            email=email,
-            password=read_password(from_stdin=password_stdin),
-            invite_code=invite_code,
-            further_keys=keep,
-        )
-        done = asyncio.run(_carry(wish, read_signer(kit), plc))
-    except (RequestError, MoveProblem) as error:
+        with told():
+            wish = Wish(
+                archive=Path(archive),
+                passphrase=passphrase_of(archive, passphrase_file, config),
+                url=check_host_url(url),
+                handle=handle,
+                email=email,
+                password=read_password(from_stdin=password_stdin),
+                invite_code=invite_code,
+                further_keys=keep,
+            )
+            done = asyncio.run(_carry(wish, read_signer(kit), plc, archive, kept))
+    except MoveProblem as error:
         raise click.ClickException(error.message) from error
     except XrpcRejected as error:
         raise click.ClickException(f"The host refused: {error.message or error.error}") from error
-    except ProtocolError as error:
-        raise click.ClickException(str(error)) from error
     for key in done.dropped_keys:
         click.echo(f"The rotation key {key} is gone.", err=True)
     if done.missing:
@@ -156,9 +194,14 @@ def to_(
     click.echo(f"{done.did} is active at {done.url}.")
 
 
-async def _carry(wish: Wish, owner: Signer, plc: str) -> Outcome:
-    async with rescue_elsewhere(plc, owner, lambda text: click.echo(text, err=True)) as way:
-        return await way.run(wish)
+async def _carry(
+    wish: Wish, owner: Signer, plc: str, archive: str, kept: KeptArchives | None
+) -> Outcome:
+    async with (
+        rescue_elsewhere(plc, owner, lambda text: click.echo(text, err=True)) as way,
+        nullcontext(wish.archive) if kept is None else kept.at_hand(archive) as file,
+    ):
+        return await way.run(replace(wish, archive=file))
 
 
 @rescue.command()
@@ -222,11 +265,11 @@ def _sign(fields: dict[str, Any], signer: Signer) -> dict[str, Any]:
     return sign_operation(fields, signer).to_json()
 
 
-def _located(source: str | None) -> str | None:
-    """Make a path one that the server understands; URLs stay."""
-    if source is None or source.startswith(("https://", "http://")):
-        return source
-    return str(Path(source).absolute())
+def _newest_archive(did: str, config: Path | None) -> str:
+    with told():
+        kept = asyncio.run(kept_archives(load_config(file=config)).newest(did))
+    click.echo(f"From {kept.address}.", err=True)
+    return kept.address
 
 
 def _show_prepared(answer: Answer) -> None:

@@ -330,6 +330,26 @@ class KeptArchives:
             + ": `pds archive list` shows all, by DID",
         )
 
+    async def find(self, address: str) -> KeptArchive:
+        """Return the archive at an address.
+
+        Raises: RequestError when the address is not that of a place of ours; StoreError.
+        """
+        name = address.rpartition("/")[2]
+        place = next((p for p in self._places if p.address(name) == address), None)
+        match = _NAME.fullmatch(name)
+        if place is None or match is None:
+            raise RequestError(
+                "InvalidRequest",
+                f"{address} is in no place of the settings (they have: {self._names or 'none'}):"
+                " set PDS_ARCHIVE_S3_BUCKET and PDS_ARCHIVE_S3_FOLDER to where it is; `pds archive"
+                " list` shows addresses",
+            )
+        stored = await place.stat(name)
+        if stored is None:
+            raise ArchiveMissing(f"there is no {address}: `pds archive list` shows what is there")
+        return KeptArchive(place, stored, parse_tid(match[1]))
+
     async def read_account(self, kept: KeptArchive, passphrase: str | None) -> dict[str, Any]:
         """Return what an archive says of its account, from its beginning; nothing is verified.
 
@@ -363,25 +383,13 @@ class KeptArchives:
         if not source.startswith(IN_BUCKET):
             yield Path(source)
             return
-        name = source.rpartition("/")[2]
-        place = next((p for p in self._places if p.address(name) == source), None)
-        match = _NAME.fullmatch(name)
-        if place is None or match is None:
-            raise RequestError(
-                "InvalidRequest",
-                f"{source} is in no place of the settings (they have: {self._names or 'none'}): set"
-                " PDS_ARCHIVE_S3_BUCKET and PDS_ARCHIVE_S3_FOLDER to where it is; `pds archive"
-                " list` shows addresses",
-            )
-        stored = await place.stat(name)
-        if stored is None:
-            raise ArchiveMissing(f"there is no {source}: `pds archive list` shows what is there")
+        kept = await self.find(source)
         if self._work is not None:
             await asyncio.to_thread(self._work.mkdir, parents=True, exist_ok=True, mode=0o700)
         folder = await asyncio.to_thread(tempfile.mkdtemp, dir=self._work)
         try:
-            target = Path(folder) / name
-            await self.fetch(KeptArchive(place, stored, parse_tid(match[1])), target)
+            target = Path(folder) / kept.stored.name
+            await self.fetch(kept, target)
             yield target
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -121,7 +121,9 @@ async def test_a_server_that_is_killed_again_and_again_finishes_the_move(setting
     assert await setting.new.stop() == 0
     token = await code_for(setting, alice.did)
     await setting.new.start()
-    finishing = asyncio.create_task(setting.command("in", alice.did, "--plc-token", token))
+    finishing = asyncio.create_task(
+        setting.command("in", alice.did, "--plc-token", "-", stdin=f"{token}\n")
+    )
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.shield(finishing), dice.uniform(0.05, 0.5))
     await setting.new.kill()
@@ -131,7 +133,9 @@ async def test_a_server_that_is_killed_again_and_again_finishes_the_move(setting
     if view["status"] != "done":
         if view["step"] == "approve":
             token = await code_for(setting, alice.did)
-        code, _, error = await setting.command("in", alice.did, "--plc-token", token)
+        code, _, error = await setting.command(
+            "in", alice.did, "--plc-token", "-", stdin=f"{token}\n"
+        )
         assert code == 0, error
     async with aiohttp.ClientSession() as http:
         client = Client(http, setting.new.url)
