@@ -31,10 +31,10 @@ from pds.store.engine import (
     Write,
 )
 from pds.store.group import GroupRunner, Job, WriteConnection
+from pds.store.read_processes import CannotStart, Connect, ReadProcesses
 from pds.store.reader import ReadConnection, ReaderPool
 from pds.store.statements import StatementCheck
 from pds.store.stream import StreamOutput, run_here
-from pds.store.worker import CannotStart, Connect, WorkerPool
 from pds.store.writer import REOPEN_INTERVAL_S, Reopenable, Writer, nothing_more
 
 RAISE_SEQ: Final = (
@@ -76,7 +76,7 @@ class Opened:
     writer: EngineConnection
     readers: Sequence[ReadConnection]
     apart: Connect | None = None
-    workers: int = 0
+    read_processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class ThreadedEngine(Engine, ABC):
         self._limits = limits
         self._writer: Writer | None = None
         self._readers: ReaderPool | None = None
-        self._workers: WorkerPool | None = None
+        self._read_processes: ReadProcesses | None = None
         self._connection: EngineConnection | None = None
         self._event_hooks: list[EventHook] = []
         self._foreign_hooks: list[ForeignHook] = []
@@ -155,9 +155,9 @@ class ThreadedEngine(Engine, ABC):
             reopen_interval_s=self._limits.reopen_interval_s,
         )
         self._readers = ReaderPool(opened.readers, check, loop, limit=self._limits.reads)
-        if opened.apart is not None and opened.workers:
-            self._workers = WorkerPool(
-                opened.apart, loop, workers=opened.workers, limit=self._limits.reads
+        if opened.apart is not None and opened.read_processes:
+            self._read_processes = ReadProcesses(
+                opened.apart, loop, processes=opened.read_processes, limit=self._limits.reads
             )
         self._writer.start()
         self._opened(self._readers)
@@ -170,14 +170,14 @@ class ThreadedEngine(Engine, ABC):
         self._writer = self._readers = None
         writer.refuse()
         readers.refuse()
-        if self._workers is not None:
-            self._workers.refuse()
+        if self._read_processes is not None:
+            self._read_processes.refuse()
         await asyncio.to_thread(self._join, writer, readers)
 
     def _join(self, writer: Writer, readers: ReaderPool) -> None:
         readers.join()
-        if self._workers is not None:
-            self._workers.join()
+        if self._read_processes is not None:
+            self._read_processes.join()
         self._ending()
         writer.join()
         self._closed()
@@ -214,18 +214,18 @@ class ThreadedEngine(Engine, ABC):
         """Run `fn(txn, write, *args)` on a reader or in another process, in one snapshot."""
         output = StreamOutput(write)
         try:
-            if apart and self._workers is not None:
+            if apart and self._read_processes is not None:
                 try:
-                    return await self._workers.submit(label, output, fn, args)
+                    return await self._read_processes.submit(label, output, fn, args)
                 except CannotStart as error:
-                    _log.warning("store.worker_failed", extra={"reason": str(error)})
+                    _log.warning("store.read_process_failed", extra={"reason": str(error)})
             return await self.read(label, run_here, output, fn, args)
         finally:
             output.stop()
 
     def _end_old_streams(self, limit_s: float) -> int:
         """End the jobs of other processes that are over the limit; return how many."""
-        return self._workers.end_old(limit_s) if self._workers is not None else 0
+        return self._read_processes.end_old(limit_s) if self._read_processes is not None else 0
 
     async def raise_seq(self, floor: int) -> int:
         """Make every later number higher than `floor`."""
@@ -262,9 +262,9 @@ class ThreadedEngine(Engine, ABC):
             )
         report = self._report()
         failures, waiting_reads = report.failures, readers.waiting
-        if self._workers is not None:
-            failures = tuple(dict.fromkeys((*failures, *self._workers.damage)))
-            waiting_reads += self._workers.waiting
+        if self._read_processes is not None:
+            failures = tuple(dict.fromkeys((*failures, *self._read_processes.damage)))
+            waiting_reads += self._read_processes.waiting
         if writer.stopped is not None:
             failures = (f"writes are stopped: {writer.stopped}", *failures)
         status = HealthStatus.WARNING if report.warnings else HealthStatus.OK

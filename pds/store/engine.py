@@ -19,7 +19,7 @@ A job never sees a sequence number: it hands `txn.emit` a function that builds t
 engine calls that with the number, after the bodies of all jobs of the group have run.
 
 This module holds types only. `group.py` runs groups of jobs, `writer.py` and `reader.py` own the
-threads, `worker.py` the processes, `sqlite.py` and `postgres.py` are the engines.
+threads, `read_processes.py` the processes, `sqlite.py` and `postgres.py` are the engines.
 """
 
 from collections.abc import Callable, Iterable, Sequence

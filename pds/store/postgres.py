@@ -104,7 +104,7 @@ class PostgresEngine(ThreadedEngine):
             for _ in range(self._settings.readers)
         ]
         apart = partial(PostgresReader, self._conninfo, max_read_s=self._settings.max_read_s)
-        return Opened(writer, self._reader_links, apart, self._settings.workers)
+        return Opened(writer, self._reader_links, apart, self._settings.read_processes)
 
     def _opened(self, readers: ReaderPool) -> None:
         writer = self._writer_link

@@ -68,7 +68,7 @@ class PostgresSettings:
 
     url: str = field(repr=False)
     readers: int = 4
-    workers: int = 2
+    read_processes: int = 2
     """Processes for long reads, each started when it is needed; 0 leaves them to the readers."""
     poll_s: float = 0.5
     """How often other nodes' commits are looked for, should a notification not come."""

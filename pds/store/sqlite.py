@@ -86,7 +86,7 @@ class SqliteSettings:
 
     path: Path
     readers: int = 3
-    workers: int = 2
+    read_processes: int = 2
     """Processes for long reads, each started when it is needed; 0 leaves them to the readers."""
     cache_bytes: int = 64 << 20
     reader_cache_bytes: int = 16 << 20
@@ -462,7 +462,7 @@ class SqliteEngine(ThreadedEngine):
             self._lock.release()
             raise
         apart = partial(SqliteConnection, settings.path, cache_bytes=settings.reader_cache_bytes)
-        return Opened(writer, self._sqlite_readers, apart, settings.workers)
+        return Opened(writer, self._sqlite_readers, apart, settings.read_processes)
 
     def _opened(self, readers: ReaderPool) -> None:
         if self._maintenance is not None and self._sqlite is not None:

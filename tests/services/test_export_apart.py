@@ -49,7 +49,7 @@ async def collect(opened) -> bytes:
 
 
 def pids(host: RepoHost) -> list[int]:
-    return host.engine._workers.pids
+    return host.engine._read_processes.pids
 
 
 class Held:

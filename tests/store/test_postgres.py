@@ -411,7 +411,7 @@ async def test_a_dry_run_of_migrations_leaves_nothing_behind(
 async def test_a_process_that_reads_outlives_a_lost_connection_and_keeps_to_the_limit(
     backend: PostgresBackend,
 ) -> None:
-    async with started(backend, workers=1, max_read_s=0.5) as engine:
+    async with started(backend, read_processes=1, max_read_s=0.5) as engine:
         pieces: list[bytes] = []
 
         async def stream(fn: Any, *args: Any) -> bytes:
@@ -429,7 +429,7 @@ async def test_a_process_that_reads_outlives_a_lost_connection_and_keeps_to_the_
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         assert await stream(write_fact, "a") == b"v"
-        assert len(engine._workers.pids) == 1
+        assert len(engine._read_processes.pids) == 1
 
 
 def write_fact(txn: Txn, write: Write, name: str) -> None:

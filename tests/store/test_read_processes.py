@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pds.errors import StoreError, Unavailable
-from pds.store import worker
+from pds.store import read_processes
 from pds.store.engine import HealthStatus, Interrupted
 from pds.store.maintenance import MaintenanceSettings
 from pds.store.sqlite import SqliteConnection, SqliteEngine
@@ -40,7 +40,7 @@ class TestStreamsInProcesses(StreamSuite):
 
 @pytest.fixture
 async def engine(tmp_path: Path):
-    settings = SqliteBackend(tmp_path).settings(workers=1)
+    settings = SqliteBackend(tmp_path).settings(read_processes=1)
     engine = SqliteEngine(settings, FakeClock())
     await engine.start()
     yield engine
@@ -68,7 +68,7 @@ async def start_endless(engine: SqliteEngine, fn=write_for_ever):
 
 
 def pids(engine: SqliteEngine) -> list[int]:
-    return engine._workers.pids
+    return engine._read_processes.pids
 
 
 def is_running(pid: int) -> bool:
@@ -106,7 +106,9 @@ async def test_no_process_is_started_for_what_stays_here(engine):
 
 
 async def test_an_idle_process_is_ended_and_started_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker.WorkerPool.__init__, "__kwdefaults__", {"limit": 9, "idle_s": 0.1})
+    monkeypatch.setattr(
+        read_processes.ReadProcesses.__init__, "__kwdefaults__", {"limit": 9, "idle_s": 0.1}
+    )
     engine = SqliteEngine(SqliteBackend(tmp_path).settings(), FakeClock())
     await engine.start()
     assert await collect(engine, write_pieces, [3]) == b"aaa"
@@ -169,7 +171,7 @@ async def test_without_processes_the_readers_do_it(tmp_path, monkeypatch, caplog
     await engine.start()
     assert await collect(engine, write_pieces, [3]) == b"aaa"
     await engine.close()
-    assert "store.worker_failed" in caplog.text
+    assert "store.read_process_failed" in caplog.text
 
 
 def fail_to_connect(path: str) -> SqliteConnection:
@@ -177,11 +179,11 @@ def fail_to_connect(path: str) -> SqliteConnection:
 
 
 async def test_a_process_that_cannot_connect_says_why(caplog):
-    pool = worker.WorkerPool(
-        partial(fail_to_connect, "database"), asyncio.get_running_loop(), workers=1
+    pool = read_processes.ReadProcesses(
+        partial(fail_to_connect, "database"), asyncio.get_running_loop(), processes=1
     )
     output = StreamOutput(lambda _piece: None)
-    with pytest.raises(worker.CannotStart, match="no database"):
+    with pytest.raises(read_processes.CannotStart, match="no database"):
         await pool.submit("test", output, write_pieces, ([3],))
     await asyncio.to_thread(pool.join)
 
@@ -198,9 +200,9 @@ async def test_what_cannot_travel_is_refused(engine):
 @pytest.fixture
 async def hasty(tmp_path: Path, monkeypatch):
     """An engine that ends reads after half a second."""
-    monkeypatch.setattr(worker, "GRACE_S", 0.5)
+    monkeypatch.setattr(read_processes, "GRACE_S", 0.5)
     maintenance = MaintenanceSettings(free_warning_bytes=0, max_read_s=0.5, interval_s=0.05)
-    settings = SqliteBackend(tmp_path).settings(workers=1, maintenance=maintenance)
+    settings = SqliteBackend(tmp_path).settings(read_processes=1, maintenance=maintenance)
     engine = SqliteEngine(settings, FakeClock())
     await engine.start()
     yield engine
@@ -237,7 +239,7 @@ async def test_a_cancelled_caller_ends_a_job_that_only_reads(engine):
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(worker.GRACE_S):
+    async with asyncio.timeout(read_processes.GRACE_S):
         assert await collect(engine, write_pieces, [3]) == b"aaa"
     assert pids(engine) == before
 
@@ -264,7 +266,7 @@ async def main():
     engine = SqliteEngine(SqliteSettings(Path(sys.argv[1])), SystemClock())
     await engine.start()
     def say(piece):
-        print(*engine._workers.pids, flush=True)
+        print(*engine._read_processes.pids, flush=True)
     jobs = [engine.stream("x", say, write_for_ever, apart=True) for _ in range(2)]
     await asyncio.gather(*jobs)
 

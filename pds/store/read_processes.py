@@ -1,9 +1,11 @@
 """Read jobs in processes of their own: one reader that needs long must not slow everybody down.
 
 All threads of a Python process share one interpreter, so a reader thread that puts together tens
-of megabytes takes its turns from the event loop and from the writer. A `WorkerPool` runs such jobs
-in up to `workers` long-lived processes (`worker_main.py`), each with a connection of its own, and
-hands what they write to the caller's `write` on a thread that does nothing else.
+of megabytes takes its turns from the event loop and from the writer. `ReadProcesses` runs such jobs
+in up to `processes` long-lived processes (`read_process_main.py`), each with a connection of its
+own, and hands what they write to the caller's `write` on a thread that does nothing else.
+
+They are not the workers of `pds/app/workers.py`, which are nodes that serve clients.
 
 * A process is started by the first job that needs it, and ended when it had nothing to do for
   `IDLE_S`, when the pool is joined, or by the end of its socket: also when this process is killed,
@@ -30,9 +32,7 @@ from typing import Any, Final
 
 from pds.errors import StoreError, Unavailable
 from pds.store.engine import MAX_WAITING_READS
-from pds.store.reader import ReadConnection, answer, deliver_from_thread
-from pds.store.stream import StreamOutput
-from pds.store.worker_link import (
+from pds.store.read_process_link import (
     Kind,
     Lost,
     pack,
@@ -42,6 +42,8 @@ from pds.store.worker_link import (
     unpack,
     unpack_error,
 )
+from pds.store.reader import ReadConnection, answer, deliver_from_thread
+from pds.store.stream import StreamOutput
 
 IDLE_S: Final = 600.0
 """An idle process is ended after this: it holds about 35 MB."""
@@ -55,7 +57,7 @@ Connect = Callable[[], ReadConnection]
 
 _MAIN: Final = (
     "import sys; sys.path[:] = sys.argv[2:];"
-    " from pds.store.worker_main import main; main(int(sys.argv[1]))"
+    " from pds.store.read_process_main import main; main(int(sys.argv[1]))"
 )
 
 _log: Final = logging.getLogger(__name__)
@@ -164,14 +166,14 @@ class _Link:
 class _Runner:
     """One thread that looks after one process."""
 
-    def __init__(self, pool: "WorkerPool", connect: Connect) -> None:
+    def __init__(self, pool: "ReadProcesses", connect: Connect) -> None:
         self._pool = pool
         self._connect = connect
         self._link: _Link | None = None
         self._lock = threading.Lock()
         self._current: _Job | None = None
         self.damage: str | None = None
-        self.thread = threading.Thread(target=self._run, name="store-worker", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="store-read-process", daemon=True)
 
     @property
     def pid(self) -> int | None:
@@ -214,7 +216,7 @@ class _Runner:
             except Lost:
                 with self._lock:
                     self._current = None
-                _log.warning("store.worker_lost", extra={"label": job.label})
+                _log.warning("store.read_process_lost", extra={"label": job.label})
                 self._close_link(wait_s=0.0)
                 if job.ended_because is not None:
                     raise job.ended_because from None
@@ -261,7 +263,7 @@ class _Runner:
             link.close(wait_s=wait_s)
 
 
-class WorkerPool:
+class ReadProcesses:
     """The processes of one engine. `submit` belongs to the event loop."""
 
     def __init__(
@@ -269,7 +271,7 @@ class WorkerPool:
         connect: Connect,
         loop: AbstractEventLoop,
         *,
-        workers: int,
+        processes: int,
         limit: int = MAX_WAITING_READS,
         idle_s: float = IDLE_S,
     ) -> None:
@@ -277,7 +279,7 @@ class WorkerPool:
         self.idle_s = idle_s
         self._connect = connect
         self._loop = loop
-        self._workers = workers
+        self._max_processes = processes
         self._limit = limit
         self._closing = False
         self._unfinished = 0
@@ -309,7 +311,7 @@ class WorkerPool:
         job = _Job(label, fn, args, output, self._loop.create_future())
         job.future.add_done_callback(lambda _future: self._end_cancelled(job))
         self._unfinished += 1
-        if len(self._runners) < min(self._workers, self._unfinished):
+        if len(self._runners) < min(self._max_processes, self._unfinished):
             runner = _Runner(self, self._connect)
             self._runners.append(runner)
             runner.thread.start()

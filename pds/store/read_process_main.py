@@ -1,4 +1,4 @@
-"""The process that `worker.py` starts: runs read jobs, one at a time, and writes to a socket.
+"""The process that `read_processes.py` starts: runs read jobs in turn, and writes to a socket.
 
 A second thread reads the socket, so that a job can be ended while it runs, and so that the process
 ends when its owner does, however that ended: the socket is at its end then.
@@ -16,9 +16,7 @@ from socket import socket
 from typing import Any, Final
 
 from pds.errors import StoreError
-from pds.store.reader import ReadConnection, ReaderTxn
-from pds.store.statements import StatementCheck
-from pds.store.worker_link import (
+from pds.store.read_process_link import (
     PIECE_BYTES,
     Kind,
     Lost,
@@ -28,6 +26,8 @@ from pds.store.worker_link import (
     send,
     unpack,
 )
+from pds.store.reader import ReadConnection, ReaderTxn
+from pds.store.statements import StatementCheck
 
 NICENESS: Final = 5
 
@@ -58,7 +58,7 @@ class _Pieces:
             self._size = 0
 
 
-class _Worker:
+class _Serving:
     def __init__(self, end: socket, connection: ReadConnection) -> None:
         self._end = end
         self._connection = connection
@@ -141,13 +141,13 @@ def main(descriptor: int) -> None:
     except BaseException as error:  # told to the owner, who can say so
         send(end, Kind.END, pack_error(error))
         return
-    worker = _Worker(end, connection)
-    threading.Thread(target=worker.listen, name="listen", daemon=True).start()
+    serving = _Serving(end, connection)
+    threading.Thread(target=serving.listen, name="listen", daemon=True).start()
     # Rows make no cycles; the collector would only walk through megabytes of them again and again.
     gc.freeze()
     gc.disable()
     try:
         send(end, Kind.READY)
-        worker.run()
+        serving.run()
     except Lost:
         return
