@@ -198,15 +198,24 @@ async def test_what_cannot_travel_is_refused(engine):
 
 
 @pytest.fixture
-async def hasty(tmp_path: Path, monkeypatch):
-    """An engine that ends reads after half a second."""
-    monkeypatch.setattr(read_processes, "GRACE_S", 0.5)
+async def hasty(tmp_path: Path):
+    """An engine that ends reads after half a second, whose process has started."""
     maintenance = MaintenanceSettings(free_warning_bytes=0, max_read_s=0.5, interval_s=0.05)
     settings = SqliteBackend(tmp_path).settings(read_processes=1, maintenance=maintenance)
     engine = SqliteEngine(settings, FakeClock())
     await engine.start()
+    await collect_at_last(engine)
     yield engine
     await engine.close()
+
+
+async def collect_at_last(engine: SqliteEngine) -> None:
+    """Run a job to its end; a process may take longer to begin than a read may last."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(Unavailable):
+                assert await collect(engine, write_pieces, [3]) == b"aaa"
+                return
 
 
 @pytest.mark.parametrize("fn", [write_for_ever, read_for_ever])
@@ -219,18 +228,15 @@ async def test_a_job_over_the_limit_is_ended_and_its_process_stays(hasty, fn):
     assert pids(hasty) == before
 
 
-async def test_a_process_that_does_not_obey_is_killed(hasty):
+async def test_a_process_that_does_not_obey_is_killed(hasty, monkeypatch):
+    monkeypatch.setattr(read_processes, "GRACE_S", 0.5)
     task, _pieces = await start_endless(hasty, read_for_ever)
     (pid,) = pids(hasty)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(Unavailable, match="ended after"):
         await task
     await gone(pid)
-    async with asyncio.timeout(20):
-        while True:  # The next process may take longer to start than a read may last here.
-            with contextlib.suppress(Unavailable):
-                assert await collect(hasty, write_pieces, [3]) == b"aaa"
-                break
+    await collect_at_last(hasty)
 
 
 async def test_a_cancelled_caller_ends_a_job_that_only_reads(engine):
