@@ -33,7 +33,7 @@ from pds.blobstore.base import (
     place,
 )
 from pds.blobstore.copying import CopyState, check_copy, copy_blob
-from pds.blobstore.spool import Spool, Spooled
+from pds.blobstore.spool import Spool, Spooled, StagedSpooled
 from pds.errors import Corrupt, StoreError, Unavailable
 from pds.protocol.cid import Cid
 
@@ -133,7 +133,7 @@ class ReplicatedBlobStore:
     async def stage(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[StagedBlob]:
         """Take a stream in once for all stores."""
         async with self._spool.take(chunks) as spooled:
-            yield _Staged(self, spooled)
+            yield StagedSpooled(spooled, self.put)
 
     async def put(self, aid: int, spooled: Spooled) -> None:
         """Store in all, answer for `quorum`. Raises: Unavailable."""
@@ -414,28 +414,6 @@ class ReplicatedBlobStore:
             found = {number: head[1] for number, head in sorted(heads.items()) if head[0] == first}
             yield first, found
             await asyncio.gather(*(advance(number) for number in found))
-
-
-class _Staged:
-    """An upload that is spooled here."""
-
-    def __init__(self, store: ReplicatedBlobStore, spooled: Spooled) -> None:
-        self._store, self._spooled = store, spooled
-
-    @property
-    def cid(self) -> Cid:
-        return self._spooled.cid
-
-    @property
-    def size(self) -> int:
-        return self._spooled.size
-
-    @property
-    def head(self) -> bytes:
-        return self._spooled.head
-
-    async def store(self, aid: int) -> None:
-        await self._store.put(aid, self._spooled)
 
 
 async def _checked(key: BlobKey, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -43,9 +43,8 @@ from pds.blobstore.base import (
     parse_place,
     place,
 )
-from pds.blobstore.spool import Spool, Spooled
+from pds.blobstore.spool import Spool, Spooled, StagedSpooled
 from pds.errors import ConfigError, Unavailable
-from pds.protocol.cid import Cid
 
 PART_BYTES: Final = 8 << 20
 """Size of one request of a multipart upload; with 10,000 parts the largest blob is 80 GB."""
@@ -129,7 +128,7 @@ class S3BlobStore:
     async def stage(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[StagedBlob]:
         """Take a stream in; nothing goes to the bucket before it is stored."""
         async with self._spool.take(chunks) as spooled:
-            yield _Staged(self, spooled)
+            yield StagedSpooled(spooled, self.put)
 
     async def put(self, aid: int, spooled: Spooled) -> None:
         """Upload what is spooled. Raises: Unavailable."""
@@ -258,28 +257,6 @@ class S3BlobStore:
 
     def _path(self, key: BlobKey) -> str:
         return f"{self._settings.folder}/{place(key)}"
-
-
-class _Staged:
-    """An upload that is spooled here."""
-
-    def __init__(self, store: S3BlobStore, spooled: Spooled) -> None:
-        self._store, self._spooled = store, spooled
-
-    @property
-    def cid(self) -> Cid:
-        return self._spooled.cid
-
-    @property
-    def size(self) -> int:
-        return self._spooled.size
-
-    @property
-    def head(self) -> bytes:
-        return self._spooled.head
-
-    async def store(self, aid: int) -> None:
-        await self._store.put(aid, self._spooled)
 
 
 class OutsideRange(Exception):

@@ -13,7 +13,7 @@ import errno
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -192,3 +192,29 @@ class Spooled:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+
+class StagedSpooled:
+    """A spooled upload as the `StagedBlob` of a store, which takes it by `put`."""
+
+    def __init__(self, spooled: Spooled, put: Callable[[int, Spooled], Awaitable[None]]) -> None:
+        self._spooled, self._put = spooled, put
+
+    @property
+    def cid(self) -> Cid:
+        """The raw CID of the bytes."""
+        return self._spooled.cid
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self._spooled.size
+
+    @property
+    def head(self) -> bytes:
+        """The first of them."""
+        return self._spooled.head
+
+    async def store(self, aid: int) -> None:
+        """As `StagedBlob.store`."""
+        await self._put(aid, self._spooled)

@@ -1,8 +1,8 @@
 """Rows of the firehose: pages of events for readers that are behind, and their removal.
 
-The engine inserts events (`Txn.emit`); here they are read in order of `seq` and deleted when they
-are older than the window, or when their account is gone (SYNC-22). `seq` is a time in unix
-microseconds that never goes back, so the window is a range of the primary key.
+The engine inserts events (`Txn.emit`), by statements from here; they are read in order of `seq` and
+deleted when they are older than the window, or when their account is gone (SYNC-22). `seq` is a
+time in unix microseconds that never goes back, so the window is a range of the primary key.
 
 What was deleted by age is remembered as the fact `events_deleted_through`: gaps in `seq` are
 normal, so only this tells a reader with an old cursor whether it missed anything.
@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
-from pds.store.engine import MAX_BULK_ROWS, Txn
+from pds.store.engine import MAX_BULK_ROWS, Statement, Txn
 
 DELETED_THROUGH: Final = "events_deleted_through"
 FOREIGN_THROUGH: Final = "events_foreign_through"
+
+MAX_INSERTED: Final = 64
+"""Rows to a statement, so that there are not many different texts."""
 
 CONTENT_KINDS: Final = ("commit", "sync")
 """Events that hand out content; they are not sent for accounts that are not active."""
@@ -63,6 +66,18 @@ _LIST_FRAMES: Final = (
     "SELECT e.seq, e.aid, e.kind, e.frame FROM event e"
     f" WHERE e.seq > ? AND e.seq <= ? AND {_MAY_BE_SENT} ORDER BY e.seq"
 )
+
+
+def insert_statements(rows: Sequence[tuple[int, int, str, int, bytes]]) -> list[Statement]:
+    """Return what inserts events (seq, aid, kind, at, frame), many to a statement."""
+    statements = []
+    for at in range(0, len(rows), MAX_INSERTED):
+        chunk = rows[at : at + MAX_INSERTED]
+        sql = "INSERT INTO event (seq, aid, kind, at, frame) VALUES " + ", ".join(
+            ["(?, ?, ?, ?, ?)"] * len(chunk)
+        )
+        statements.append(Statement(sql, (tuple(value for row in chunk for value in row),)))
+    return statements
 
 
 def get_event_page(txn: Txn, after: int, max_events: int, max_bytes: int) -> EventPage:

@@ -27,6 +27,7 @@ from pds.store.base import EngineConnection
 from pds.store.clock import ClockInDoubt, SystemClock
 from pds.store.convert_mark import READ_MARK, check_may_write
 from pds.store.engine import Interrupted, Params, Row, Statement
+from pds.store.events import insert_statements
 from pds.store.postgres_link import (
     LOCK_TIMEOUT,
     ORPHAN_TIMEOUT,
@@ -38,7 +39,6 @@ from pds.store.postgres_link import (
 )
 from pds.store.postgres_listen import CHANNEL, encode_payload
 
-MAX_EVENT_ROWS: Final = 64
 MAX_WAITING_BYTES: Final = 512 * 1024
 """Statements of this size do not wait for one that needs an answer."""
 RETRY_S: Final = 0.2
@@ -350,15 +350,9 @@ class PostgresWriter(EngineConnection):
 
     def insert_events(self, rows: Sequence[tuple[int, int, str, int, bytes]]) -> list[Statement]:
         """Have the rows inserted with the commit, many to a statement."""
-        statements = []
-        for at in range(0, len(rows), MAX_EVENT_ROWS):
-            chunk = rows[at : at + MAX_EVENT_ROWS]
-            sql = "INSERT INTO event (seq, aid, kind, at, frame) VALUES " + ", ".join(
-                ["(?, ?, ?, ?, ?)"] * len(chunk)
-            )
-            params = tuple(value for row in chunk for value in row)
-            self._closing_messages.append(encode_message(sql, params))
-            statements.append(Statement(sql, (params,)))
+        statements = insert_statements(rows)
+        for statement in statements:
+            self._closing_messages.append(encode_message(statement.sql, statement.rows[0]))
         return statements
 
     def after_group(self) -> None:

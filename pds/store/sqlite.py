@@ -33,6 +33,7 @@ from pds.store.base import (
 from pds.store.clock import Clock, SystemClock
 from pds.store.convert_mark import READ_MARK, check_may_start, check_may_write
 from pds.store.engine import MakeDurable, Params, Recorder, Row, Statement
+from pds.store.events import insert_statements
 from pds.store.lock import FolderLock
 from pds.store.maintenance import Maintenance, MaintenanceSettings
 from pds.store.migrate import (
@@ -56,7 +57,6 @@ PAGE_BYTES: Final = 4096
 BUSY_TIMEOUT_MS: Final = 10_000
 JOURNAL_SIZE_LIMIT: Final = 32 << 20
 STATEMENT_CACHE: Final = 400
-MAX_EVENT_ROWS: Final = 64
 _UNIQUE_CODES: Final = frozenset(
     {apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY, apsw.SQLITE_CONSTRAINT_ROWID}
 )
@@ -361,15 +361,9 @@ class SqliteWriteConnection(SqliteConnection, EngineConnection):
 
     def insert_events(self, rows: Sequence[tuple[int, int, str, int, bytes]]) -> list[Statement]:
         """Insert the rows, many to a statement."""
-        statements = []
-        for at in range(0, len(rows), MAX_EVENT_ROWS):
-            chunk = rows[at : at + MAX_EVENT_ROWS]
-            sql = "INSERT INTO event (seq, aid, kind, at, frame) VALUES " + ", ".join(
-                ["(?, ?, ?, ?, ?)"] * len(chunk)
-            )
-            params = tuple(value for row in chunk for value in row)
-            self.execute(sql, params)
-            statements.append(Statement(sql, (params,)))
+        statements = insert_statements(rows)
+        for statement in statements:
+            self.execute(statement.sql, statement.rows[0])
         return statements
 
     def reopen(self) -> list[Statement]:
