@@ -226,3 +226,27 @@ def test_the_reference_page_has_every_setting_with_its_default() -> None:
         assert entry.metadata["help"] in page
     assert "| `PDS_REPO_BACKFILL_LIMIT_MS` | `259200000` |" in page
     assert load_config({}) == Config()
+
+
+def test_archives_in_the_clear_in_a_bucket_are_mentioned_at_every_start() -> None:
+    bucket = {"PDS_ARCHIVE_S3_BUCKET": "archives"}
+    [notice] = load_config(bucket).notices
+    assert "unencrypted" in notice
+    assert load_config({**bucket, "PDS_ARCHIVE_PASSPHRASE": "a phrase"}).notices == ()
+    assert load_config({"PDS_ARCHIVE_DIRECTORY": "/archives"}).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"PDS_ARCHIVE_S3_ENDPOINT": "https://s3.example.org"}, "PDS_ARCHIVE_S3_BUCKET is missing"),
+        ({"PDS_ARCHIVE_S3_BUCKET": "b", "PDS_ARCHIVE_S3_ACCESS_KEY_ID": "k"}, "belong together"),
+        ({"PDS_ARCHIVE_S3_BUCKET": "b", "PDS_ARCHIVE_S3_FOLDER": "/x"}, "without a slash"),
+        ({"PDS_ARCHIVE_WITH_PREFERENCES": "true"}, "needs PDS_ARCHIVE_PASSPHRASE"),
+    ],
+)
+def test_settings_of_archives_that_make_no_sense_are_refused(
+    settings: dict[str, str], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_config(settings)

@@ -145,6 +145,18 @@ def import_(
     )
 
 
+@archive.command()
+@order_options()
+def keep(**options: Any) -> int:
+    """Write the archives that are due into the bucket and the folder of the settings, now.
+
+    The server does the same on a schedule (PDS_ARCHIVE_INTERVAL_S); this shows at once whether the
+    settings work. Exit code 1 when something could not be written; the log says why.
+    """
+    answer = Ordering(options).give("archive.keep", show_fields)
+    return 1 if answer["failed"] else 0
+
+
 @archive.command("list")
 @click.argument("did", required=False)
 @click.option(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pds.errors import RequestError
+from pds.errors import RequestError, Unavailable
 from pds.protocol.data import Json
 from pds.services.admin_orders import Act, Asked
 from pds.services.archive_keeping import IN_BUCKET
@@ -32,6 +32,24 @@ async def _create_archive(asked: Asked) -> dict[str, Json]:
         with_preferences=asked.fields.flag("preferences"),
     )
     return written.to_json()
+
+
+async def _keep_archives(asked: Asked) -> dict[str, Json]:
+    """Do now what is done on a schedule."""
+    rounds = asked.services.keeping.archive_rounds
+    if not rounds.settings.is_set:
+        raise RequestError(
+            "InvalidRequest",
+            "The settings name no place for archives: set PDS_ARCHIVE_S3_BUCKET and its keys, or"
+            " PDS_ARCHIVE_DIRECTORY",
+        )
+    if asked.order.is_rehearsal:
+        raise RequestError("InvalidRequest", "This cannot be rehearsed: nothing is changed by it")
+    try:
+        counts = await rounds.sweep()
+    except Unavailable as error:
+        raise RequestError("UpstreamFailure", str(error), 502) from error
+    return {**counts}
 
 
 async def _import_archive(asked: Asked) -> dict[str, Json]:
@@ -113,6 +131,7 @@ async def _finish_rescue(asked: Asked) -> dict[str, Json]:
 
 KEEPING_ACTS: Final[Mapping[str, Act]] = {
     "archive.create": _create_archive,
+    "archive.keep": _keep_archives,
     "archive.import": _import_archive,
     "key.list": _list_keys,
     "key.add": _add_key,
@@ -125,7 +144,9 @@ KEEPING_ACTS: Final[Mapping[str, Act]] = {
 }
 """The orders by their names."""
 
-LONG_ORDERS: Final = frozenset({"archive.create", "archive.import", "rescue.prepare"})
+LONG_ORDERS: Final = frozenset(
+    {"archive.create", "archive.keep", "archive.import", "rescue.prepare"}
+)
 """Orders that move all of an account and may take hours."""
 
 

@@ -171,16 +171,25 @@ class ArchiveRounds:
         if self._folder is not None:
             target = self._folder.folder / name
             if is_due:
-                await self._archives.create(did, target, passphrase=self.settings.passphrase)
+                await self._create(did, target)
             yield target
             return
         folder = await asyncio.to_thread(tempfile.mkdtemp, dir=self._work)
         try:
             target = Path(folder) / name
-            await self._archives.create(did, target, passphrase=self.settings.passphrase)
+            await self._create(did, target)
             yield target
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _create(self, did: Did, target: Path) -> None:
+        chosen = self.settings
+        await self._archives.create(
+            did,
+            target,
+            passphrase=chosen.passphrase,
+            with_preferences=chosen.with_preferences,
+        )
 
     async def _drop_old(self, place: ArchivePlace, newest: str) -> None:
         """Delete all but the newest archives of an account, and never the one just written."""

@@ -41,6 +41,12 @@ class ArchiveSettings:
         "Passphrase to which scheduled archives are encrypted; not encrypted when unset.",
         secret=True,
     )
+    with_preferences: bool = setting(
+        "PDS_ARCHIVE_WITH_PREFERENCES",
+        "Put the private preferences of accounts into scheduled archives, too, as they are when the"
+        " repo has changed; needs a passphrase.",
+        default=False,
+    )
     s3_bucket: str | None = setting(
         "PDS_ARCHIVE_S3_BUCKET",
         "Bucket of an S3-compatible provider in which such archives are kept, instead of the folder"
@@ -104,6 +110,10 @@ class ArchiveSettings:
             )
         if self.s3_bucket is None and (self.s3_endpoint or self.s3_access_key_id):
             raise ConfigError("PDS_ARCHIVE_S3_BUCKET is missing")
+        if self.with_preferences and not self.passphrase:
+            raise ConfigError(
+                "PDS_ARCHIVE_WITH_PREFERENCES needs PDS_ARCHIVE_PASSPHRASE: preferences are private"
+            )
         folder = self.s3_folder
         if not folder or folder.startswith("/") or folder.endswith("/") or "//" in folder:
             raise ConfigError(

@@ -7,6 +7,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
@@ -24,6 +25,7 @@ from pds.protocol.plc import PlcService, make_update, sign_operation
 from tests.fakes.plc import FakePlc, running_plc
 from tests.support_client import Client, Person, sign_up
 from tests.support_live import LiveServer
+from tests.support_s3 import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 OLD_KEY = "17" * 32
 NEW_KEY = "23" * 32
@@ -57,8 +59,10 @@ class Shell:
 
 
 @asynccontextmanager
-async def running(folder: Path, plc: FakePlc, key: str) -> AsyncIterator[LiveServer]:
-    server = LiveServer(folder, plc.url, PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX=key)
+async def running(
+    folder: Path, plc: FakePlc, key: str, **settings: str
+) -> AsyncIterator[LiveServer]:
+    server = LiveServer(folder, plc.url, PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX=key, **settings)
     server.plc_url = plc.url
     await server.start()
     try:
@@ -197,6 +201,73 @@ async def test_an_account_leaves_a_lying_host_in_two_acts_of_its_owner(
                 collection="app.bsky.feed.post",
                 record={"text": "home again", "createdAt": "2026-01-02T03:04:05.000Z"},
             )
+
+
+@pytest.mark.xdist_group("s3")
+async def test_an_account_survives_its_machine_in_a_bucket(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    http: aiohttp.ClientSession,
+    s3_server: S3Server,
+) -> None:
+    """The host is gone with its disk: its owner's key, the bucket and a new machine are left."""
+    kit, folder = tmp_path / "kit.txt", s3_server.settings().folder
+    bucket = {
+        "PDS_ARCHIVE_S3_BUCKET": BUCKET,
+        "PDS_ARCHIVE_S3_ENDPOINT": s3_server.endpoint,
+        "PDS_ARCHIVE_S3_FORCE_PATH_STYLE": "true",
+        "PDS_ARCHIVE_S3_ACCESS_KEY_ID": ACCESS_KEY,
+        "PDS_ARCHIVE_S3_SECRET_ACCESS_KEY": SECRET_KEY,
+        "PDS_ARCHIVE_S3_FOLDER": f"{folder}/archives",
+        "PDS_ARCHIVE_PASSPHRASE": PASSPHRASE,
+        "PDS_ARCHIVE_WITH_PREFERENCES": "true",
+    }
+    async with running_plc() as plc:
+        async with running(tmp_path / "old", plc, OLD_KEY, **bucket) as old:
+            alice = await sign_up(Client(http, old.url), "alice.test")
+            blob = await fill(alice)
+            shell = Shell(old, monkeypatch)
+            await shell.run("key", "create", "alice.test", "--kit", str(kit))
+            done = json.loads(await shell.run("archive", "keep", "--json"))
+            assert done == {"written": 1, "unchanged": 0, "failed": 0}
+            records = set(await paths(alice))
+            await old.kill()
+        shutil.rmtree(tmp_path / "old")
+        # A machine with the settings of the bucket, and nothing else.
+        bare = LiveServer(tmp_path / "bare", plc.url)
+        bare.environment = bucket
+        listed = await Shell(bare, monkeypatch).run("archive", "list", "--handles")
+        assert alice.did in listed
+        assert "alice.test" in listed
+        file = tmp_path / "alice.tar.age"
+        await Shell(bare, monkeypatch).run("archive", "fetch", "alice.test", "--to", str(file))
+        address = listed.split()[-1]
+        assert "complete" in await Shell(bare, monkeypatch).run("archive", "verify", address)
+        async with running(tmp_path / "new", plc, NEW_KEY, **bucket) as new:
+            answer = await Shell(new, monkeypatch).run(
+                "rescue", "start", alice.did, "--kit", str(kit), "--handle", "alice.test",
+                "--email", "alice@example.test", "--password-stdin", "--yes", "--json",
+                stdin="a new long password\n",
+            )  # fmt: skip
+            assert json.loads(answer[answer.index("{") :])["status"] == "active"
+            state = plc.directory.get_state(alice.did)
+            assert state is not None
+            assert state.services["atproto_pds"].endpoint == new.url
+            await new.check_repo(alice.did, records)
+            there = Client(http, new.url)
+            content = await there.get(
+                "com.atproto.sync.getBlob", did=alice.did, cid=blob["ref"]["$link"]
+            )
+            assert content == PICTURE
+            session = await there.post(
+                "com.atproto.server.createSession",
+                identifier="alice.test",
+                password="a new long password",
+            )
+            kept = await there.with_token(session["accessJwt"]).get("app.bsky.actor.getPreferences")
+            assert len(kept["preferences"]) == 1
+            left = tmp_path / "new" / "archives-under-way"
+            assert list(left.iterdir()) == []
 
 
 async def paths(person: Person) -> list[str]:
