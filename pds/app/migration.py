@@ -23,6 +23,7 @@ from pds.services.operator import Operator
 from pds.services.plc_operations import PlcOperations
 from pds.services.preferences import Preferences
 from pds.services.repo_import import RepoImports
+from pds.services.repos import Repos
 from pds.services.service_tokens import ServiceTokens
 from pds.services.sessions import Sessions
 
@@ -44,6 +45,7 @@ class MovingParts:
     plc_operations: PlcOperations
     preferences: Preferences
     repo_imports: RepoImports
+    repos: Repos
     service_tokens: ServiceTokens
     sessions: Sessions
 
@@ -73,6 +75,7 @@ def build_migration(base: Foundation, parts: MovingParts) -> Migration:
             plc_operations=parts.plc_operations,
             preferences=parts.preferences,
             repo_imports=parts.repo_imports,
+            repos=parts.repos,
             service_tokens=parts.service_tokens,
             sessions=parts.sessions,
             watch=Watch(

@@ -131,6 +131,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         plc_operations=identity.plc_operations,
         preferences=preferences,
         repo_imports=repo_imports,
+        repos=common.repos,
         service_tokens=common.service_tokens,
         sessions=sessions,
     )

@@ -62,6 +62,15 @@ async def copy_in(work: Work) -> None:
     await _judge(work, tally)
 
 
+async def copy_named(work: Work, cids: Sequence[str]) -> set[str]:
+    """Fetch these blobs, and return those that could not be had."""
+    tally = _Tally()
+    named = list(dict.fromkeys(cids))
+    for start in range(0, len(named), PAGE):
+        await _copy_page(work, named[start : start + PAGE], _fetch(work), tally)
+    return {*tally.gone, *tally.failed}
+
+
 async def copy_out(work: Work) -> None:
     """Send what the other host says it misses. Raises: MoveProblem, RemoteError."""
     tally = _Tally()

@@ -11,7 +11,7 @@ from typing import Final
 
 from pds.errors import BadAnswer, RemoteError, RequestError, StoreError, Unreachable
 from pds.log import get_logger
-from pds.services import migration_in, migration_out
+from pds.services import migration_in, migration_out, migration_switch
 from pds.services.migration_host import retry_after_s
 from pds.services.migration_problems import Code, MoveProblem
 from pds.services.migration_state import STEPS, US_PER_S, Direction, MoveState, Status, Step
@@ -34,8 +34,8 @@ _IN: Final[Mapping[Step, StepFunction]] = MappingProxyType(
         Step.APPROVE: migration_in.approve,
         Step.CATCH_UP: migration_in.catch_up,
         Step.IDENTITY: migration_in.change_identity,
-        Step.ACTIVATE: migration_in.activate,
-        Step.LEAVE: migration_in.leave,
+        Step.ACTIVATE: migration_switch.activate,
+        Step.LEAVE: migration_switch.leave,
         Step.WATCH: migration_in.watch,
     }
 )

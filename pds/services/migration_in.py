@@ -11,7 +11,7 @@ Spec: (ACC-20, ACC-21, ACC-24, ACC-40, ACC-41, ACC-50, ACC-54, ACC-58, ACC-59, A
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from pds.errors import RemoteError, RequestError
+from pds.errors import RequestError
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.data import Json
 from pds.protocol.diddoc import render_web_document
@@ -192,9 +192,10 @@ async def copy_repo(work: Work) -> None:
     """Take the repo over: all of it, or what is new since the last time (ACC-54)."""
     if await _is_active(work):
         return
-    state = work.state
+    state, began = work.state, work.parts.clock.now_us()
     _, rev = await work.host.get_latest(work.did)
     if state.copied_rev == rev:
+        state.looked_at = began
         return
     try:
         await _import(work, state.copied_rev)
@@ -202,7 +203,7 @@ async def copy_repo(work: Work) -> None:
         if state.copied_rev is None or isinstance(error, (ImportLost, ImportUnderWay)):
             raise _repo_refused(error) from error
         await _import_again(work)
-    state.copied_rev = rev
+    state.copied_rev, state.looked_at = rev, began
     await count_held(work)
 
 
@@ -362,9 +363,9 @@ async def request_token(work: Work) -> None:
     work.state.token_requested_at = work.parts.clock.now_us()
 
 
-async def catch_up(work: Work, *, rounds: int = MAX_ROUNDS) -> None:
+async def catch_up(work: Work) -> None:
     """Take over what was written at the old host meanwhile, until nothing is new."""
-    for _ in range(rounds):
+    for _ in range(MAX_ROUNDS):
         if await _is_active(work):
             return
         before = work.state.copied_rev
@@ -468,35 +469,6 @@ async def _submit(work: Work, operation: dict[str, Any]) -> None:
         raise problem from error
     for warning in warnings:
         work.state.warn(warning)
-
-
-async def activate(work: Work) -> None:
-    """Catch up once more and open the account here (ACC-40, ACC-41)."""
-    if not await _is_active(work):
-        await _last_look(work)
-    try:
-        await work.parts.lifecycle.activate(work.aid)
-    except RequestError as error:
-        raise MoveProblem(
-            Code.ACTIVATION_REFUSED,
-            f"The account cannot be activated: {error.message}",
-            "Look at the DID document, then go on",
-            is_passing=error.name == "InvalidRequest",
-        ) from error
-    if work.switched_at is not None and work.state.paused_ms is None:
-        work.state.paused_ms = max(work.parts.clock.now_us() - work.switched_at, 0) // 1000
-
-
-async def _last_look(work: Work) -> None:
-    """What was written between the last look and the switch is taken over too, if it can be had.
-
-    The identity names this host now, so this must not keep the account from becoming active: one
-    look, which costs nothing if nothing was written.
-    """
-    try:
-        await catch_up(work, rounds=1)
-    except (RemoteError, MoveProblem) as error:
-        work.state.warn(f"The last look at {work.host.name} failed: {error}")
 
 
 async def leave(work: Work) -> None:

@@ -111,8 +111,15 @@ class MoveState:
     operation: dict[str, Any] | None = None
     """Signed, and perhaps submitted."""
     token_requested_at: int | None = None
+    looked_at: int | None = None
+    """When the last look at the source began: what was written there before is here."""
+    held_rev: str | None = None
+    """Of the repo here, before the activation: what is newer was written here."""
     paused_ms: int | None = None
-    """From the last look at the source to the change of the identity and the activation."""
+    """In: from the last look at the source until the account took writes here. Out: from the change
+    of the identity to the activation."""
+    carried_over: int = 0
+    """Writes of that stretch which were taken over after it."""
     has_left: bool = False
     seen_by: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -221,6 +228,7 @@ def view_move(row: MoveRow, state: MoveState) -> dict[str, Json]:
             "blobsGone": len(state.blobs_gone),
             "blobBytes": state.blob_bytes,
             "preferences": state.preferences,
+            "carriedOver": state.carried_over,
         },
         "canUndo": row.finished_at is None and at <= STEPS.index(Step.ACTIVATE),
         "warnings": list(state.warnings),

@@ -46,6 +46,7 @@ from pds.services.plc_operations import PlcOperations
 from pds.services.preferences import Preferences
 from pds.services.principal import Principal, PrincipalKind, Scope
 from pds.services.repo_import import RepoImports
+from pds.services.repos import Repos
 from pds.services.service_tokens import ServiceTokens
 from pds.services.sessions import Sessions
 from pds.store.accounts import Account
@@ -86,6 +87,7 @@ class MigrationParts:
     plc_operations: PlcOperations
     preferences: Preferences
     repo_imports: RepoImports
+    repos: Repos
     service_tokens: ServiceTokens
     sessions: Sessions
     watch: Watch

@@ -210,6 +210,28 @@ class RepoImports:
                     ) from None
                 await self._import(subject, car)
 
+    async def compare(self, principal: Principal, car: bytes) -> Difference:
+        """Return how the repo of the caller would become the one in a CAR; nothing is stored.
+
+        The account may be active. The rules for the CAR are those of an import, and it must be
+        small. Raises: RequestError `InvalidRequest`, `AccountNotFound`; RemoteError; Unavailable.
+        """
+        aid = principal.aid
+        if aid is None:
+            raise account_not_found()
+        account = await self._engine.read("repo.compare", get_account_repo, aid)
+        if account is None or account.repo is None or account.key_id is None:
+            raise account_not_found()
+        subject = _Subject(account.aid, account.did, account.key_id, account.repo, principal)
+        keys = await self._find_keys(subject)
+        async with self._difference_slots:
+            try:
+                return await self._judge_difference(subject, keys, car)
+            except NoDifference as error:
+                raise RequestError(
+                    "InvalidRequest", f"The repos cannot be compared: {error}"
+                ) from error
+
     async def recover(self) -> int:
         """Give up imports that nobody works on any more; return how many there were."""
         given_up = 0
