@@ -411,7 +411,7 @@ async def test_a_dry_run_of_migrations_leaves_nothing_behind(
 async def test_a_process_that_reads_outlives_a_lost_connection_and_keeps_to_the_limit(
     backend: PostgresBackend,
 ) -> None:
-    async with started(backend, read_processes=1, max_read_s=0.5) as engine:
+    async with started(backend, read_processes=1, max_read_s=2.0) as engine:
         pieces: list[bytes] = []
 
         async def stream(fn: Any, *args: Any) -> bytes:
@@ -419,7 +419,10 @@ async def test_a_process_that_reads_outlives_a_lost_connection_and_keeps_to_the_
             await engine.stream("stream", pieces.append, fn, *args, apart=True)
             return b"".join(pieces)
 
-        assert await stream(write_pieces, [3]) == b"aaa"
+        async with asyncio.timeout(60):
+            while not pieces:  # Until the process has begun, which may take longer than a read may.
+                with contextlib.suppress(Unavailable):
+                    assert await stream(write_pieces, [3]) == b"aaa"
         with pytest.raises(Unavailable):
             await stream(read_for_ever)
         await engine.transact("put", put, "a")
