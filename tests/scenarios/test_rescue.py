@@ -60,9 +60,12 @@ class Shell:
 
 @asynccontextmanager
 async def running(
-    folder: Path, plc: FakePlc, key: str, **settings: str
+    folder: Path, plc: FakePlc, key: str, *, port: int | None = None, **settings: str
 ) -> AsyncIterator[LiveServer]:
     server = LiveServer(folder, plc.url, PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX=key, **settings)
+    if port is not None:
+        server.port, server.url = port, f"http://localhost:{port}"
+        server.environment["PDS_PORT"] = str(port)
     server.plc_url = plc.url
     await server.start()
     try:
@@ -210,7 +213,7 @@ async def test_an_account_survives_its_machine_in_a_bucket(
     http: aiohttp.ClientSession,
     s3_server: S3Server,
 ) -> None:
-    """The host is gone with its disk: its owner's key, the bucket and a new machine are left."""
+    """The host is gone with its disk: an owner's key, the bucket and the settings are left."""
     kit, folder = tmp_path / "kit.txt", s3_server.settings().folder
     bucket = {
         "PDS_ARCHIVE_S3_BUCKET": BUCKET,
@@ -226,25 +229,28 @@ async def test_an_account_survives_its_machine_in_a_bucket(
         async with running(tmp_path / "old", plc, OLD_KEY, **bucket) as old:
             alice = await sign_up(Client(http, old.url), "alice.test")
             blob = await fill(alice)
+            bob = await sign_up(Client(http, old.url), "bob.test")
+            await bob.post("hello")
             shell = Shell(old, monkeypatch)
             await shell.run("key", "create", "alice.test", "--kit", str(kit))
             done = json.loads(await shell.run("archive", "keep", "--json"))
-            assert done == {"written": 1, "unchanged": 0, "failed": 0}
-            records = set(await paths(alice))
+            assert done == {"written": 2, "unchanged": 0, "failed": 0}
+            records, bobs = set(await paths(alice)), set(await paths(bob))
             await old.kill()
         shutil.rmtree(tmp_path / "old")
         # A machine with the settings of the bucket, and nothing else.
         bare = LiveServer(tmp_path / "bare", plc.url)
         bare.environment = bucket
         listed = await Shell(bare, monkeypatch).run("archive", "list", "--handles")
-        assert alice.did in listed
-        assert "alice.test" in listed
+        addresses = {line.split()[1]: line.split()[-1] for line in listed.splitlines()[1:]}
+        assert sorted(addresses) == ["alice.test", "bob.test"]
         file = tmp_path / "alice.tar.age"
         await Shell(bare, monkeypatch).run("archive", "fetch", "alice.test", "--to", str(file))
-        address = listed.split()[-1]
-        assert "complete" in await Shell(bare, monkeypatch).run("archive", "verify", address)
-        async with running(tmp_path / "new", plc, NEW_KEY, **bucket) as new:
-            answer = await Shell(new, monkeypatch).run(
+        told = await Shell(bare, monkeypatch).run("archive", "verify", addresses["alice.test"])
+        assert "complete" in told
+        async with running(tmp_path / "new", plc, OLD_KEY, port=old.port, **bucket) as new:
+            shell = Shell(new, monkeypatch)
+            answer = await shell.run(
                 "rescue", "start", alice.did, "--kit", str(kit), "--handle", "alice.test",
                 "--email", "alice@example.test", "--password-stdin", "--yes", "--json",
                 stdin="a new long password\n",
@@ -266,6 +272,14 @@ async def test_an_account_survives_its_machine_in_a_bucket(
             )
             kept = await there.with_token(session["accessJwt"]).get("app.bsky.actor.getPreferences")
             assert len(kept["preferences"]) == 1
+            # Who has no key of their own has the server's, as long as its settings are there.
+            await shell.run(
+                "archive", "import", addresses["bob.test"], "--handle", "bob.test",
+                "--email", "bob@example.test", "--password-stdin", stdin="a new long password\n",
+            )  # fmt: skip
+            await shell.run("account", "rotate-key", "bob.test")
+            await shell.run("account", "activate", "bob.test")
+            await new.check_repo(bob.did, bobs)
             left = tmp_path / "new" / "archives-under-way"
             assert list(left.iterdir()) == []
 
