@@ -19,6 +19,7 @@ from pds.protocol.car import CarReader, encode_car_block, encode_car_header, rea
 from pds.protocol.cid import Cid, decode_cid, parse_cid
 from pds.protocol.frames import decode_frame
 from pds.protocol.syntax import parse_at_uri, parse_datetime, parse_language
+from tests.support_pace import within
 
 MEGABYTE = 1_000_000
 MEMORY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -126,9 +127,9 @@ def decoders_for(what: str) -> list[str]:
 @pytest.mark.parametrize("what", NASTY)
 def test_a_megabyte_of_anything_costs_bounded_time_and_memory(what: str) -> None:
     for name in decoders_for(what):
-        started = time.process_time()
+        started = time.thread_time()
         run(BYTE_DECODERS[name], NASTY[what])
-        assert time.process_time() - started <= TIME_LIMIT_S, name
+        assert within(TIME_LIMIT_S, started), name
     tracemalloc.start()
     try:
         run(BYTE_DECODERS[decoders_for(what)[0]], NASTY[what])

@@ -37,6 +37,7 @@ from pds.protocol.syntax import (
     parse_uri,
 )
 from tests.support import interop_dir, interop_lines, load_vectors
+from tests.support_pace import within
 
 VECTORS = load_vectors("syntax.json")
 
@@ -222,11 +223,11 @@ def test_no_parser_fails_in_another_way(text: str) -> None:
     ids=lambda text: text[:12],
 )
 def test_nasty_text_is_judged_in_no_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     for parse in PARSERS.values():
         with contextlib.suppress(InvalidSyntax):
             parse(text)
-    assert time.perf_counter() - started < 0.25
+    assert within(0.25, started)
 
 
 def test_the_placeholder_handle_is_a_handle() -> None:

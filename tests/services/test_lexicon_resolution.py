@@ -40,6 +40,7 @@ from tests.services.lexicon_host import (
     record_schema,
 )
 from tests.services.repo_host import BOB, post
+from tests.support_pace import within
 
 NOTE = "net.example.note"
 NAME = Nsid(NOTE)
@@ -404,9 +405,9 @@ async def test_an_expensive_schema_costs_no_more_than_the_record(host: LexiconHo
     catalog = (await host.lexicons.schemas({NOTE}, must_know=True))[NOTE]
     blob = {"$type": "blob", "ref": Cid.of_raw(b""), "mimeType": "x7999/z", "size": 1}
     record = {"$type": NOTE, "items": [blob] * 8000}
-    started = time.process_time()
+    started = time.thread_time()
     assert catalog.validate_record(NOTE, "a", record) == "valid"
-    assert time.process_time() - started < 0.5
+    assert within(0.5, started)
     assert catalog.documents.keys() == {NOTE}
 
 

@@ -11,6 +11,7 @@ from pds.services.mime import (
     parse_declared_type,
     sniff_mime_type,
 )
+from tests.support_pace import within
 
 
 def ftyp(major: bytes, *compatible: bytes) -> bytes:
@@ -100,7 +101,7 @@ def test_unusable_declared_types_are_ignored(declared):
 
 
 def test_hostile_markup_is_judged_quickly():
-    started = time.perf_counter()
+    started = time.thread_time()
     for head in (b"<!--" * 1000, b"<!---->" * 1000, b"<?xml" + b" " * 5000, b" " * 100_000):
         sniff_mime_type(head[:SNIFF_BYTES])
-    assert time.perf_counter() - started < 0.5
+    assert within(0.5, started)

@@ -17,6 +17,7 @@ from pds.protocol.lexicon.links import check_links
 from pds.protocol.lexicon.scalars import count_graphemes
 from pds.protocol.lexicon.schema import SchemaError, parse_document
 from pds.protocol.lexicon.validate import Compiler, Form, run_check
+from tests.support_pace import slowness, within
 
 TREE = "net.example.tree"
 DOCUMENT = {
@@ -58,12 +59,12 @@ def catalog() -> Catalog:
 
 
 def measured(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and peak bytes of some work."""
+    """Seconds of the processor, and peak bytes, of some work."""
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.thread_time()
     try:
         work()
-        return time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+        return time.thread_time() - started, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
@@ -111,7 +112,7 @@ def test_a_million_elements_are_checked_without_copies(catalog: Catalog) -> None
     seconds, peak = measured(
         lambda: catalog.validate_record(TREE, None, {"$type": TREE, "list": numbers})
     )
-    assert seconds < 10
+    assert seconds < 10 * slowness()
     assert peak < 100_000
     numbers[-1] = "x"
     with pytest.raises(LexiconError, match=r"record/list/999999: must be an integer"):
@@ -123,7 +124,7 @@ def test_a_million_unknown_fields_cost_no_memory(catalog: Catalog) -> None:
     value: dict[str, Any] = {f"x{n}": n for n in range(300_000)}
     value["$type"] = TREE
     seconds, peak = measured(lambda: catalog.validate_record(TREE, None, value))
-    assert seconds < 5
+    assert seconds < 5 * slowness()
     assert peak < 100_000
 
 
@@ -152,7 +153,7 @@ def test_graphemes_of_a_megabyte_are_counted_in_bounded_time(catalog: Catalog, n
                 catalog.validate_record(TREE, None, {"$type": TREE, field: text})
 
     seconds, peak = measured(check)
-    assert seconds < 5
+    assert seconds < 5 * slowness()
     assert peak < 5_000_000
     assert count_graphemes(text, 5) <= len(text)
 
@@ -161,10 +162,10 @@ def test_graphemes_of_a_megabyte_are_counted_in_bounded_time(catalog: Catalog, n
 def test_formats_take_bounded_time_on_long_texts(catalog: Catalog, text: str) -> None:
     """LEX-26."""
     value = {"$type": TREE, "who": [text]}
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(LexiconError, match=r"record/who/0: must have the format did"):
         catalog.validate_record(TREE, None, value)
-    assert time.perf_counter() - started < 2
+    assert within(2, started)
 
 
 def test_long_chains_of_references_do_not_exhaust_the_stack() -> None:
