@@ -1,5 +1,8 @@
 """Accounts move by the standard calls, in the order of goat's `account migrate`, both ways.
 
+Other than goat it copies the blobs that are missing, with their types, and keeps the owner's
+rotation key. `test_goat.py` does it with goat itself.
+
 From the reference PDS to ours, from ours to another of ours, and from ours to the reference: with
 posts, pictures, follows, preferences, and a rotation key that the owner keeps. What is there after
 a move must be what was there before it.
@@ -78,6 +81,11 @@ class World:
     ours: Home
     other: Home
 
+    @property
+    def homes(self) -> tuple[Home, Home, Home]:
+        """Every host."""
+        return self.reference, self.ours, self.other
+
     async def plc_data(self, did: str) -> Any:
         async with self.http.get(f"{self.plc_url}/{did}/data") as answer:
             assert answer.status == 200
@@ -86,8 +94,17 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with running_plc() as plc, aiohttp.ClientSession() as http, AsyncExitStack() as stack:
-        plc_url = plc.url.replace("127.0.0.1", "localhost")
+    async with (
+        running_plc() as plc,
+        running_world(tmp_path, plc.url.replace("127.0.0.1", "localhost")) as world,
+    ):
+        yield world
+
+
+@asynccontextmanager
+async def running_world(folder: Path, plc_url: str) -> AsyncIterator[World]:
+    """Run the three hosts on loopback, each with a mailbox of its own."""
+    async with aiohttp.ClientSession() as http, AsyncExitStack() as stack:
         homes = [Home("reference", ""), Home("ours", ""), Home("other", "")]
         settings = []
         for home in homes:
@@ -102,12 +119,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                     "PDS_BSKY_APP_VIEW_DID": "did:web:appview.example",
                 }
             )
-        started = running_reference(tmp_path / "reference", plc_url, **settings[0])
+        started = running_reference(folder / "reference", plc_url, **settings[0])
         homes[0].url = await asyncio.to_thread(started.__enter__)
         stack.push_async_callback(asyncio.to_thread, started.__exit__, None, None, None)
         for home, more, key in zip(homes[1:], settings[1:], ("17", "18"), strict=True):
             more["PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX"] = key * 32
-            home.url = await stack.enter_async_context(running(tmp_path / home.name, plc_url, more))
+            home.url = await stack.enter_async_context(running(folder / home.name, plc_url, more))
         yield World(http, plc_url, *homes)
 
 
@@ -168,7 +185,7 @@ async def belongings(person: Person, did_key: str) -> Belongings:
 
 
 async def migrate(world: World, person: Person, old: Home, new: Home, handle: str) -> Person:
-    """Move an account, call by call, as goat does; return it at its new host."""
+    """Move an account, call by call; return it at its new host."""
     email = (await person.client.get(SERVER + "getSession"))["email"]
     there = new.client(world.http)
     server = await there.get(SERVER + "describeServer")
