@@ -16,6 +16,7 @@ leaves behind is completed: its client was told nothing, and can sign in. See `a
 
 An account for a DID that exists already touches our database only: it starts deactivated and
 without events (ACC-21), whatever comes next is part of migration. Such a DID is never tombstoned.
+Its document says whose it is; the host that it names is asked nothing (ACC-61).
 """
 
 import secrets

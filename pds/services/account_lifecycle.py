@@ -9,7 +9,8 @@ from the mailbox is asked for then, the date lies at least a day ahead, so that 
 session was stolen has that day to activate again. Accounts that were opened for a move and were
 never active have such a date from the start (ACC-22).
 
-`sweep_deleted` removes what deleted accounts have left behind, some hundred rows at a time.
+The deletion itself takes the account's row, so it is unknown everywhere at once and its handle is
+free (ACC-47); `sweep_deleted` removes what else is left behind, some hundred rows at a time.
 
 What the operator does is in `moderation`, by the same `AccountStates`.
 """

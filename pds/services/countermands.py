@@ -6,7 +6,7 @@ states again what the identity was before. Our key can do that against the keys 
 can with a key above ours, which is signed where the key is: `plan` says what is to be signed and
 with which keys, `carry_out` signs with our key or takes the operation that the owner has signed.
 
-Spec: (ID-55, ID-57)
+Spec: (ACC-62, ID-55, ID-57)
 """
 
 from dataclasses import dataclass

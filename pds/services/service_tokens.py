@@ -229,6 +229,10 @@ class ServiceTokens:
         return ReplayId(replay_id, token.exp * US_PER_S)
 
     async def _verify(self, token: ServiceToken) -> None:
+        """Check the signature, with a fresh look at the document before it is refused.
+
+        Spec: (ACC-60, XRPC-43)
+        """
         key = await self._key(token, refresh=False)
         if key is not None and verify_service_signature(token, key):
             return

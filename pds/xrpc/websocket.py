@@ -6,7 +6,7 @@ buffering it (SYNC-1). One reader costs one small object; nothing runs for it wh
 
 aiohttp's protocol stays behind and is told when the connection is lost, so its book-keeping holds.
 
-Spec: RFC 6455; event-stream#connection (SYNC-1, SYNC-3, SYNC-4, SYNC-6)
+Spec: RFC 6455; event-stream#connection (SYNC-1, SYNC-3, SYNC-4, SYNC-6, NEW-40, NEW-41)
 """
 
 import asyncio
@@ -24,6 +24,8 @@ from pds.xrpc.listener import SERVER_NAME
 CLOSE_TIMEOUT_S: Final = 4.0
 """How long a peer may take to answer a close frame before the connection is cut."""
 MAX_CONTROL_BYTES: Final = 125
+SUBPROTOCOL: Final = "xrpc.v0.cbor"
+"""What is spoken, named or not; the other framings of the draft are not (NEW-40, NEW-41)."""
 
 _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CLOSE, _PING, _PONG = 0x8, 0x9, 0xA
@@ -63,6 +65,14 @@ def check_handshake(request: web.BaseRequest) -> str:
     if not is_key:
         raise RequestError("InvalidRequest", "Sec-WebSocket-Key is missing or malformed")
     return base64.b64encode(sha1(key.encode() + _MAGIC, usedforsecurity=False).digest()).decode()
+
+
+def _chosen_subprotocol(request: web.BaseRequest) -> bytes:
+    """Return the header that names the subprotocol, if the client has offered ours."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+    if SUBPROTOCOL not in (name.strip() for name in offered.split(",")):
+        return b""
+    return f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
 
 
 def _upgrade_required(message: str) -> RequestError:
@@ -123,8 +133,8 @@ class WebSocket(asyncio.Protocol):
         transport.set_protocol(socket)
         transport.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\nServer: %b\r\n\r\n"
-            % (accept.encode(), SERVER_NAME.encode())
+            b"Sec-WebSocket-Accept: %b\r\n%bServer: %b\r\n\r\n"
+            % (accept.encode(), _chosen_subprotocol(request), SERVER_NAME.encode())
         )
         early = getattr(former, "_message_tail", b"")
         if early:

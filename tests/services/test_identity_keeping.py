@@ -295,7 +295,7 @@ async def test_a_deleted_account_leaves_no_row(keepers: Keepers) -> None:
 
 
 async def test_our_key_takes_back_what_a_lower_one_has_done(keepers: Keepers) -> None:
-    """ID-57: the countermand nullifies it and what came after, and states what was before."""
+    """(ACC-62, ID-57): the countermand nullifies it, and states what was before it."""
     alice = await keepers.host.add()
     low = OTHER.public_key.did_key
     keepers.submit(alice, ROTATION, rotation_keys=[SERVER_KEY, low])

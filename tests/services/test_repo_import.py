@@ -200,7 +200,7 @@ async def moving(tmp_path: Path) -> AsyncIterator[Moving]:
 
 
 async def test_an_imported_repo_is_live_under_our_signature(moving: Moving) -> None:
-    """(REPO-3, REPO-92, ACC-41)"""
+    """(REPO-3, REPO-92, ACC-41, ACC-54)"""
     before = await moving.live()
     repo = moving.repo()
     heard = len(moving.host.heard)

@@ -251,7 +251,7 @@ async def test_garbage_is_refused(tokens: ServiceTokens, token: str) -> None:
 async def test_changed_key_is_found_by_one_fresh_look(
     host: CreationHost, tokens: ServiceTokens
 ) -> None:
-    """XRPC-43."""
+    """(ACC-60, XRPC-43)"""
     real = host.resolver.resolve_did
     publish(host, OTHER_KEY)
 

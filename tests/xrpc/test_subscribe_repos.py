@@ -246,6 +246,31 @@ async def test_the_handshake_is_that_of_the_rfc(host: Host) -> None:
     assert b"\r\nServer: Freehold\r\n" in head
     assert b"atproto-relay" not in head
     assert b"Sec-WebSocket-Extensions" not in head
+    assert b"Sec-WebSocket-Protocol" not in head
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("xrpc.v0.cbor", b"Sec-WebSocket-Protocol: xrpc.v0.cbor\r\n"),
+        ("xrpc.v1.json , xrpc.v0.cbor", b"Sec-WebSocket-Protocol: xrpc.v0.cbor\r\n"),
+        ("xrpc.v1.json, xrpc.v1.cbor", None),
+        ("chat", None),
+        ("", None),
+    ],
+)
+async def test_only_the_framing_that_is_spoken_is_chosen(
+    host: Host, offered: str, chosen: bytes | None
+) -> None:
+    """NEW-40, NEW-41: what is unknown is ignored, and the stream is the same."""
+    await host.emit(2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
+    writer.write(handshake(f"?cursor={NOON_US}", Sec_WebSocket_Protocol=offered))
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert (chosen in head) if chosen else (b"Sec-WebSocket-Protocol" not in head)
+    assert (await asyncio.wait_for(reader.readexactly(1), 10)) == b"\x82"  # One binary message.
     writer.close()
 
 
