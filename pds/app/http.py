@@ -23,6 +23,7 @@ from pds.services.firehose import Firehose
 from pds.web import admin_api as admin_routes
 from pds.web import health as health_routes
 from pds.web import mailbox as mailbox_routes
+from pds.web import oauth_client as oauth_client_routes
 from pds.web import pages as page_routes
 from pds.web import well_known
 from pds.web.pages import Pages
@@ -84,6 +85,7 @@ def build_router(services: Services, options: Options) -> WebRouter:
     health_routes.add_routes(router, services.health)
     well_known.add_routes(router, info=services.server_info, accounts=services.accounts)
     admin_routes.add_routes(router, api=AdminApi(services), auth=services.admin)
+    oauth_client_routes.add_routes(router, migration=services.migration, pages=pages)
     if options.mailbox is not None:
         mailbox_routes.add_routes(router, mailbox=options.mailbox, pages=pages)
     return router

@@ -19,6 +19,7 @@ from pds.services.invites import Invites
 from pds.services.migration import Migration
 from pds.services.migration_watch import Watch
 from pds.services.migration_work import MigrationParts
+from pds.services.oauth_client import OAuthClient
 from pds.services.operator import Operator
 from pds.services.plc_operations import PlcOperations
 from pds.services.preferences import Preferences
@@ -72,6 +73,12 @@ def build_migration(base: Foundation, parts: MovingParts) -> Migration:
             invites=parts.invites,
             lifecycle=parts.lifecycle,
             moderation=parts.operator.moderation,
+            oauth=OAuthClient(
+                base.proxy_guarded,
+                base.clock,
+                base.keystore.client_signer(),
+                config.public_url,
+            ),
             plc_operations=parts.plc_operations,
             preferences=parts.preferences,
             repo_imports=parts.repo_imports,

@@ -17,6 +17,7 @@ import click
 
 from pds.app.orders import AdminClient, connect_admin
 from pds.cli.migrate_bulk import read_rows, run_bulk
+from pds.cli.migrate_oauth import needs_sign_in, wait_for_sign_in
 from pds.cli.orders import whoami
 from pds.cli.secret_input import read_lines, secret_option
 from pds.config import load_config
@@ -27,6 +28,7 @@ POLL_S: Final = 0.3
 PASSWORD_BYTES: Final = 12
 BAR_WIDTH: Final = 24
 OVER: Final = frozenset({"done", "undone"})
+LOGIN_PROBLEMS: Final = frozenset({Code.LOGIN_NEEDED, Code.SIGN_IN_NEEDED})
 CODE_PROBLEMS: Final = frozenset({Code.PLC_TOKEN_NEEDED, Code.PLC_TOKEN_REFUSED})
 
 _CONFIG = click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False))
@@ -61,6 +63,14 @@ def migrate() -> None:
     "--sign-in-code", what="sign-in code", help="The code that the old host mails at a login."
 )
 @click.option("--password-stdin", is_flag=True, help="Lines: password there, password here.")
+@click.option(
+    "--oauth", is_flag=True, help="Sign in at the old host in a browser, not by its password here."
+)
+@secret_option(
+    "--ended-at",
+    what="address at which the browser ended",
+    help="After a sign-in with --oauth, where the browser could not come back to this server.",
+)
 @secret_option(
     "--plc-token", what="code from the mail", help="The code that the old host has mailed."
 )
@@ -79,6 +89,10 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
     of a table with the columns account, password or service_token, and if wanted handle, email,
     new_password, invite_code and plc_token.
 
+    With --oauth no password of the old host is needed: a link is shown, its owner signs in there in
+    a browser and allows what a move needs, and the move goes on; --password-stdin then has one
+    line, the password here.
+
     Secrets are no arguments: `-` asks for one, or reads a line of standard input; `@FILE` reads a
     file. Lines come in the order of the options, those of --password-stdin at the end.
 
@@ -87,6 +101,8 @@ def move_in(account: str | None, table: Path | None, report: Path | None, **opti
     """
     if (account is None) == (table is None):
         raise click.UsageError("give an ACCOUNT, or --csv FILE")
+    if table is not None and (options["oauth"] or options["ended_at"]):
+        raise click.UsageError("--oauth is for one account: a browser has to be at hand")
     if table is not None:
         report = report or table.with_suffix(".report.csv")
         rows = read_rows(table)
@@ -200,6 +216,7 @@ class _Talk:
         self._lines = read_lines() if options["password_stdin"] else []
         self._plc_token: str | None = options.get("plc_token")
         self._made_password: str | None = None
+        self._order: tuple[str, dict[str, Any]] | None = None
         self._shown = ""
 
     async def move_in(self, account: str) -> int:
@@ -215,6 +232,10 @@ class _Talk:
             **self._shared_fields(),
         }
         open_move = await self._find_open(account)
+        if options["ended_at"] is not None:
+            return await self._follow(
+                await self._admin.call("move.finish-sign-in", {"url": options["ended_at"]})
+            )
         if options["dry_run"]:
             plan = await self._admin.call(
                 "move.plan-in", _told({"account": account, "handle": options["handle"]})
@@ -228,7 +249,10 @@ class _Talk:
             if not options["yes"]:
                 await _confirm("Move this account here?")
         if open_move is None or _needs_login(open_move) or self._lines:
-            fields |= await self._ask_passwords(str((open_move or plan)["did"]))
+            if options["oauth"]:
+                fields["oauth"] = True
+            if open_move is None or open_move["step"] == "open" or not options["oauth"]:
+                fields |= await self._ask_passwords(str((open_move or plan)["did"]))
         return await self._follow(await self._start("move.start-in", fields))
 
     async def move_out(self, account: str, url: str) -> int:
@@ -271,9 +295,10 @@ class _Talk:
 
     async def _ask_passwords(self, did: str) -> dict[str, Any]:
         fields: dict[str, Any] = {}
-        if self._options["service_token"] is None:
+        lines = self._lines if self._options["oauth"] else self._lines[1:]
+        if self._options["service_token"] is None and not self._options["oauth"]:
             fields["password"] = await self._ask(f"Password of {did} at its present host", 0)
-        new = self._lines[1] if len(self._lines) > 1 else ""
+        new = lines[0] if lines else ""
         if not new and sys.stdin.isatty():
             new = await asyncio.to_thread(
                 click.prompt,
@@ -297,6 +322,7 @@ class _Talk:
         return str(await asyncio.to_thread(click.prompt, text, hide_input=True, err=True))
 
     async def _start(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        self._order = (name, fields)
         try:
             return await self._admin.call(name, _told(fields))
         except RequestError as error:
@@ -315,6 +341,12 @@ class _Talk:
                 await asyncio.sleep(POLL_S)
                 move = await self._admin.call("move.show", {"account": move["did"]})
                 continue
+            if needs_sign_in(move) and self._order is not None:
+                self._end_line()
+                after = await wait_for_sign_in(self._admin, move)
+                move = await self._start(*self._order) if after is None else after
+                if after is None or not needs_sign_in(move):
+                    continue
             problem = move.get("problem") or {}
             if move["status"] == "waiting" and problem.get("code") in CODE_PROBLEMS:
                 code = await self._get_code(move, problem)
@@ -384,7 +416,7 @@ class _Talk:
 
 def _needs_login(move: Mapping[str, Any]) -> bool:
     problem = move.get("problem") or {}
-    return move["step"] == "open" or problem.get("code") == Code.LOGIN_NEEDED
+    return move["step"] == "open" or problem.get("code") in LOGIN_PROBLEMS
 
 
 def _progress(move: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ Spec: (ACC-20..24, ACC-40..43, ACC-50..59, ACC-63)
 """
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,12 +24,16 @@ from pds.errors import Conflict, RequestError, StoreError
 from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.diddoc import parse_origin
+from pds.protocol.oauth.answers import Redirect, parse_redirect
+from pds.protocol.oauth.errors import OAuthInvalid
 from pds.protocol.plc import PlcError, parse_operation
 from pds.protocol.syntax import Did
-from pds.services import migration_in, migration_out, migration_plan
+from pds.services import migration_in, migration_out, migration_plan, migration_sign_in
 from pds.services.audit import Order, note_act
 from pds.services.migration_drive import attempt, drive, is_put_off
+from pds.services.migration_hold import Hold, busy_problem
 from pds.services.migration_problems import Code, MoveProblem
+from pds.services.migration_session import ALL_SCOPES
 from pds.services.migration_state import (
     US_PER_S,
     Direction,
@@ -38,6 +42,7 @@ from pds.services.migration_state import (
     Step,
     decode_state,
     encode_state,
+    open_secrets,
     view_move,
 )
 from pds.services.migration_work import Given, LeaseLost, MigrationParts, Work
@@ -51,12 +56,12 @@ from pds.store.moves import (
     insert_move,
     list_moves,
     list_running_moves,
-    release_move,
-    renew_move,
-    take_move,
 )
 
 LEASE_S: Final = 60.0
+PATIENCE: Final = 40
+PATIENCE_S: Final = 0.25
+"""How often, and after which pauses, the answer of a browser is offered to a move that is held."""
 KEEP_OVER_US: Final = 90 * 86_400 * US_PER_S
 """How long a move that is over can be looked at."""
 
@@ -206,6 +211,51 @@ class Migration:
         except MoveProblem as problem:
             raise problem.as_refusal() from problem
 
+    async def finish_sign_in(self, query: str) -> dict[str, Json]:
+        """Take what a browser brought back from the other host, and let the move go on.
+
+        `query` is that of the address at which it ended. Raises: RequestError.
+        """
+        try:
+            redirect = parse_redirect(query)
+        except OAuthInvalid as error:
+            raise RequestError("InvalidRequest", f"That is no end of a sign-in: {error}") from error
+        state = migration_sign_in.parse_state(redirect.state)
+        row = await self._parts.engine.read("move.get", get_move, state.move_id)
+        if row is None or not migration_sign_in.is_awaited(
+            open_secrets(self._parts.keystore, row), state
+        ):
+            raise migration_sign_in.unknown_sign_in()
+        try:
+            async with self._held_soon(row.move_id) as work:
+                await self._accept(work, redirect, state)
+        except MoveProblem as problem:
+            raise problem.as_refusal() from problem
+        await self._spawn(row.move_id)
+        return await self._view(row.move_id)
+
+    async def _accept(
+        self, work: Work, redirect: Redirect, state: migration_sign_in.StateParam
+    ) -> None:
+        """Raises: MoveProblem, which is noted; RequestError."""
+        given = Given()
+
+        async def accept(work: Work) -> None:
+            nonlocal given
+            given = await migration_sign_in.accept(work, redirect, state)
+
+        try:
+            await attempt(work, accept)
+        except MoveProblem as problem:
+            await _wait(work, problem)
+            raise
+        if work.step is Step.OPEN:
+            await self._open_held(work, given)
+            return
+        work.state.note_progress()
+        work.status = Status.RUNNING
+        await work.save()
+
     async def undo(self, account: str) -> dict[str, Json]:
         """Undo a move whose account is not active at its new host yet. Raises: RequestError."""
         row = await self._need_open(account)
@@ -214,6 +264,7 @@ class Migration:
             async with self._held(row.move_id) as work:
                 side = migration_in if work.direction is Direction.IN else migration_out
                 await attempt(work, side.undo)
+                await migration_sign_in.end(work)
                 work.status = Status.UNDONE
                 work.state.note_progress()
                 await work.save(is_over=True)
@@ -256,6 +307,10 @@ class Migration:
             note_act(txn, order, act, str(view["did"]), now_us=now_us, after=after)
 
         await self._parts.engine.transact("move.note", insert, self._parts.clock.now_us())
+
+    def client_metadata(self) -> dict[str, Any] | None:
+        """The document by which other hosts know this one as an OAuth client, if it has one."""
+        return self._parts.oauth.document(ALL_SCOPES)
 
     # Work
 
@@ -323,7 +378,7 @@ class Migration:
         try:
             move_id = await parts.engine.transact("move.begin", insert, parts.clock.now_us())
         except Conflict as error:
-            raise _busy() from error
+            raise busy_problem() from error
         return await self._open(move_id, given, state)
 
     async def _go_on(
@@ -338,7 +393,13 @@ class Migration:
             return await self._view(row.move_id)
         await self._stop_task(row.move_id)
         async with self._held(row.move_id) as work:
-            await self._take(work, given)
+            try:
+                await self._take(work, given)
+            except MoveProblem as problem:
+                if problem.code is not Code.SIGN_IN_NEEDED:
+                    raise
+                work.state.note_problem(problem)
+                work.status = Status.WAITING
             await work.save()
         if work.status is Status.RUNNING:
             await self._spawn(row.move_id)
@@ -374,24 +435,31 @@ class Migration:
         """Do the first step, which needs what is not stored, while its caller waits."""
         async with self._held(move_id) as work:
             state.email = state.email or work.state.email
+            state.sign_in = work.state.sign_in
             work.state = state
-            side = migration_in if work.direction is Direction.IN else migration_out
-
-            async def act(work: Work) -> None:
-                await side.open_account(work, given)
-
-            try:
-                await attempt(work, act)
-            except MoveProblem as problem:
-                work.state.note_problem(problem)
-                work.status = Status.WAITING
-                await work.save()
-                raise
-            work.state.note_progress()
-            work.step, work.status = Step.REPO, Status.RUNNING
-            await work.save()
-        await self._spawn(move_id)
+            is_open = await self._open_held(work, given)
+        if is_open:
+            await self._spawn(move_id)
         return await self._view(move_id)
+
+    async def _open_held(self, work: Work, given: Given) -> bool:
+        """Whether the account is open; else the move waits for a sign-in. Raises: MoveProblem."""
+        side = migration_in if work.direction is Direction.IN else migration_out
+
+        async def act(work: Work) -> None:
+            await side.open_account(work, given)
+
+        try:
+            await attempt(work, act)
+        except MoveProblem as problem:
+            await _wait(work, problem)
+            if problem.code is Code.SIGN_IN_NEEDED:
+                return False
+            raise
+        work.state.note_progress()
+        work.step, work.status = Step.REPO, Status.RUNNING
+        await work.save()
+        return True
 
     async def _last_row(self, account: str) -> MoveRow:
         did = await self._did(account)
@@ -440,8 +508,22 @@ class Migration:
             task.cancel()
             await asyncio.wait([task])
 
-    def _held(self, move_id: int) -> "_Hold":
-        return _Hold(self._parts, move_id, self._busy, self._lease_s)
+    def _held(self, move_id: int) -> Hold:
+        return Hold(self._parts, move_id, self._busy, self._lease_s)
+
+    @asynccontextmanager
+    async def _held_soon(self, move_id: int) -> AsyncIterator[Work]:
+        """Hold a move when whoever works on it lets go: what a browser brings is soon too old."""
+        async with AsyncExitStack() as stack:
+            for looks in range(PATIENCE, -1, -1):
+                try:
+                    work = await stack.enter_async_context(self._held(move_id))
+                    break
+                except MoveProblem:
+                    if looks == 0:
+                        raise
+                    await self._parts.sleep(PATIENCE_S)
+            yield work
 
     @property
     def _lease_us(self) -> int:
@@ -475,83 +557,11 @@ class Migration:
         return view_move(row, decode_state(row))
 
 
-class _Hold:
-    """Holds a move by its lease as long as a block, and renews it meanwhile."""
-
-    def __init__(self, parts: MigrationParts, move_id: int, busy: set[Did], lease_s: float) -> None:
-        self._parts = parts
-        self._move_id = move_id
-        self._busy = busy
-        self._lease_s = lease_s
-        self._work: Work | None = None
-        self._keeper: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Work:
-        parts = self._parts
-
-        def take(txn: Txn, now_us: int) -> MoveRow | None:
-            return take_move(
-                txn,
-                self._move_id,
-                node=parts.node,
-                now_us=now_us,
-                lease_until=now_us + round(self._lease_s * US_PER_S),
-                is_alone=parts.is_alone,
-            )
-
-        row = await parts.engine.read("move.get", get_move, self._move_id)
-        if row is None or Did(row.did) in self._busy:
-            raise _busy()
-        if row.lease_node == parts.node:
-            await parts.engine.transact("move.release", _release, self._move_id, parts.node)
-        self._busy.add(Did(row.did))
-        try:
-            taken = await parts.engine.transact("move.take", take, parts.clock.now_us())
-            if taken is None:
-                raise _busy()
-            self._work = Work(parts, taken)
-        except BaseException:
-            self._busy.discard(Did(row.did))
-            raise
-        self._keeper = asyncio.create_task(self._keep())
-        return self._work
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._work is not None:
-            self._busy.discard(self._work.did)
-        with suppress(StoreError):
-            await self._parts.engine.transact(
-                "move.release", _release, self._move_id, self._parts.node
-            )
-
-    async def _keep(self) -> None:
-        """Renew the lease; once it is lost, `Work.save` finds out."""
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            with suppress(StoreError):  # Tried again until the lease has lapsed.
-                until = self._parts.clock.now_us() + round(self._lease_s * US_PER_S)
-                await self._parts.engine.transact(
-                    "move.renew", _renew, self._move_id, self._parts.node, until, bulk=True
-                )
-
-
-def _release(txn: Txn, move_id: int, node: str) -> None:
-    release_move(txn, move_id, node=node)
-
-
-def _renew(txn: Txn, move_id: int, node: str, until: int) -> bool:
-    return renew_move(txn, move_id, node=node, lease_until=until)
-
-
-def _busy() -> MoveProblem:
-    return MoveProblem(
-        Code.BUSY,
-        "Another request, or another node, works on this move",
-        "Look at the move, and try again in a minute",
-    )
+async def _wait(work: Work, problem: MoveProblem) -> None:
+    """Note what is wrong, or missing, and have the move wait for somebody."""
+    work.state.note_problem(problem)
+    work.status = Status.WAITING
+    await work.save()
 
 
 def _other_way(row: MoveRow) -> MoveProblem:

@@ -11,7 +11,7 @@ from typing import Final
 
 from pds.errors import BadAnswer, RemoteError, RequestError, StoreError, Unreachable
 from pds.log import get_logger
-from pds.services import migration_in, migration_out, migration_switch
+from pds.services import migration_in, migration_out, migration_sign_in, migration_switch
 from pds.services.migration_host import retry_after_s
 from pds.services.migration_problems import Code, MoveProblem
 from pds.services.migration_state import STEPS, US_PER_S, Direction, MoveState, Status, Step
@@ -86,12 +86,7 @@ async def _take_step(work: Work) -> None:
     steps = _IN if work.direction is Direction.IN else _OUT
     await attempt(work, steps[step])
     work.state.note_progress()
-    is_over = step is STEPS[-1]
-    if is_over:
-        work.status = Status.DONE
-    else:
-        work.step = STEPS[STEPS.index(step) + 1]
-    await work.save(is_over=is_over)
+    await _go_to_next(work)
     _log.info("move.step_done", did=work.did, direction=work.direction, step=step)
 
 
@@ -158,7 +153,7 @@ async def _stop(work: Work, problem: MoveProblem) -> None:
         # The account lives at its new host; what is left over must not hold the move open.
         state.warn(f"{problem.message}. {problem.next_step}")
         state.note_progress()
-        await _skip(work)
+        await _go_to_next(work)
         return
     else:
         work.status = Status.FAILED
@@ -173,9 +168,10 @@ async def _stop(work: Work, problem: MoveProblem) -> None:
     await work.save()
 
 
-async def _skip(work: Work) -> None:
+async def _go_to_next(work: Work) -> None:
     is_over = work.step is STEPS[-1]
     if is_over:
+        await migration_sign_in.end(work)
         work.status = Status.DONE
     else:
         work.step = STEPS[STEPS.index(work.step) + 1]

@@ -11,12 +11,13 @@ Spec: (ACC-20, ACC-21, ACC-24, ACC-40, ACC-41, ACC-50, ACC-54, ACC-58, ACC-59, A
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from pds.errors import RequestError
+from pds.errors import RemoteError, RequestError
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.data import Json
 from pds.protocol.diddoc import render_web_document
 from pds.protocol.keys import parse_did_key
 from pds.protocol.plc import PDS_SERVICE_ID, PDS_SERVICE_TYPE, SIGNING_KEY_ID
+from pds.services import migration_sign_in
 from pds.services.accounts import AccountRequest
 from pds.services.audit import Order
 from pds.services.method_policy import CREATE_ACCOUNT
@@ -30,9 +31,10 @@ from pds.services.migration_identity import (
 )
 from pds.services.migration_problems import Code, MoveProblem, waits_for
 from pds.services.migration_restore import restore_identity
+from pds.services.migration_session import Permission
 from pds.services.migration_state import Step
 from pds.services.migration_work import ACTOR, Given, Work
-from pds.services.preferences import check_preferences
+from pds.services.preferences import DECLARED_AGE, PERSONAL_DETAILS, check_preferences
 from pds.services.principal import Principal
 from pds.store.accounts import Account
 from pds.store.moves import count_switched_moves
@@ -55,6 +57,7 @@ async def open_account(work: Work, given: Given) -> None:
             Code.ALREADY_HERE, "The account is active on this host", "There is nothing to move"
         )
     await log_in(work, given)
+    await _learn_email(work)
     principal = await _prove(work, given)
     if existing is None:
         aid = await _create(work, given, principal)
@@ -64,7 +67,12 @@ async def open_account(work: Work, given: Given) -> None:
 
 
 async def log_in(work: Work, given: Given) -> None:
-    """Open a session at the other host, if a password was given; it is not kept."""
+    """Open a session at the other host, if a password was given; it is not kept.
+
+    By OAuth the owner has to be waited for, unless there is a session that still is good.
+    """
+    if given.uses_oauth and not await has_live_session(work):
+        await migration_sign_in.begin(work, given)
     if given.password is None:
         return
     login = await work.host.log_in(
@@ -74,15 +82,33 @@ async def log_in(work: Work, given: Given) -> None:
         work.state.email = login.email
 
 
+async def has_live_session(work: Work) -> bool:
+    """Whether the other host still answers in the session."""
+    if not work.host.has_session:
+        return False
+    try:
+        await work.host.check_session()
+    except MoveProblem:
+        return False
+    return True
+
+
+async def _learn_email(work: Work) -> None:
+    if work.state.email is None and work.host.allows(Permission.EMAIL):
+        email = (await work.host.query_as_owner("com.atproto.server.getSession")).get("email")
+        work.state.email = email if isinstance(email, str) else None
+
+
 async def _prove(work: Work, given: Given) -> Principal:
     """Return the holder of the DID's key, by a service token of the other host (ACC-20)."""
     token = given.service_token
     if token is None:
-        if not work.host.has_session:
+        if not work.host.allows(Permission.VOUCH):
             raise waits_for(
                 Code.LOGIN_NEEDED,
                 f"{work.host.name} has to vouch for the account",
-                "Give the password of the account there, or a service token for"
+                "Sign in there and allow it, or give the password of the account there, or a"
+                " service token for"
                 f" {CREATE_ACCOUNT} at {work.parts.service_did}",
             )
         answer = await work.host.query_as_owner(
@@ -250,7 +276,7 @@ async def copy_blobs(work: Work) -> None:
 async def copy_preferences(work: Work) -> None:
     """Take the preferences over, all that this host can keep."""
     state = work.state
-    if not work.host.has_session:
+    if not work.host.allows(Permission.PREFERENCES):
         state.warn(
             "Preferences were not copied: the other host gives them to a session only. Put them"
             " here with an app that copies them, or set them anew"
@@ -259,6 +285,12 @@ async def copy_preferences(work: Work) -> None:
     answer = await work.host.query_as_owner("app.bsky.actor.getPreferences")
     given = answer.get("preferences")
     items: list[Json] = given if isinstance(given, list) else []
+    kinds = {item.get("$type") for item in items if isinstance(item, dict)}
+    if DECLARED_AGE in kinds and PERSONAL_DETAILS not in kinds:
+        state.warn(
+            "The birth date was not copied: the other host keeps it from sign-ins without the"
+            " password. Set it anew in the app"
+        )
     kept = [item for item in items if _is_keepable(item)]
     if len(kept) < len(items):
         state.warn(f"{len(items) - len(kept)} preferences are of no kind that this host keeps")
@@ -290,7 +322,7 @@ async def approve(work: Work) -> None:
         await _await_document(work)
         return
     await show_keys(work)
-    if work.host.has_session:
+    if work.host.allows(Permission.SIGN):
         raise waits_for(
             Code.PLC_TOKEN_NEEDED,
             f"Everything is copied. {work.host.name} signs the change of the identity with a code"
@@ -299,7 +331,7 @@ async def approve(work: Work) -> None:
         )
     raise waits_for(
         Code.PLC_TOKEN_NEEDED,
-        "Everything is copied. Without a session the other host signs nothing",
+        "Everything is copied. Without a session that allows it the other host signs nothing",
         "Log in there (start the move again with the password), or give an operation that a"
         " rotation key of yours has signed",
     )
@@ -474,17 +506,28 @@ async def _submit(work: Work, operation: dict[str, Any]) -> None:
 async def leave(work: Work) -> None:
     """Deactivate the account at the old host; a failure is told, the move is done all the same."""
     state = work.state
-    if not state.leaves_old:
+    if not state.leaves_old or state.has_left:
         return
-    if not work.host.has_session:
-        state.warn(f"Deactivate the account at {work.host.name} yourself: there was no session")
+    if not work.host.allows(Permission.LEAVE):
+        why = "the sign-in does not allow it" if work.host.has_session else "there was no session"
+        state.warn(f"Deactivate the account at {work.host.name} yourself: {why}")
         return
     try:
         await work.host.procedure("com.atproto.server.deactivateAccount", {})
     except (XrpcRejected, MoveProblem) as error:
-        state.warn(f"Deactivate the account at {work.host.name} yourself: {error}")
-        return
+        if not await _is_gone(work):  # It may have been done, and the session ended with it.
+            state.warn(f"Deactivate the account at {work.host.name} yourself: {error}")
+            return
     state.has_left = True
+
+
+async def _is_gone(work: Work) -> bool:
+    """Whether the old host says in public that the account is not active there."""
+    try:
+        answer = await work.host.query("com.atproto.sync.getRepoStatus", did=work.did)
+    except RemoteError:
+        return False
+    return answer.get("active") is False
 
 
 async def watch(work: Work) -> None:

@@ -72,6 +72,11 @@ async def _go_on(asked: Asked) -> dict[str, Json]:
     return await asked.services.migration.go_on(asked.fields.text("account"), _given(asked.fields))
 
 
+async def _finish_sign_in(asked: Asked) -> dict[str, Json]:
+    query = asked.fields.text("url").strip().partition("?")[2].partition("#")[0]
+    return await asked.services.migration.finish_sign_in(query)
+
+
 async def _undo(asked: Asked) -> dict[str, Json]:
     view = await asked.services.migration.undo(asked.fields.text("account"))
     await asked.services.migration.note(asked.order, "account.move-undo", view)
@@ -99,6 +104,7 @@ MOVE_ACTS: Final[Mapping[str, Act]] = MappingProxyType(
         "move.start-in": _start_in,
         "move.start-out": _start_out,
         "move.go-on": _go_on,
+        "move.finish-sign-in": _finish_sign_in,
         "move.undo": _undo,
         "move.show": _show,
         "move.list": _list,
@@ -118,6 +124,7 @@ def _given(fields: Fields) -> Given:
         operation=_operation(fields.maybe_text("operation")),
         accepts_missing=fields.flag("acceptsMissing"),
         requests_token=fields.flag("requestsToken"),
+        uses_oauth=fields.flag("oauth"),
     )
 
 

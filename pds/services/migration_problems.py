@@ -41,6 +41,9 @@ class Code(StrEnum):
     PACED = "paced"
     OUR_FAULT = "our_fault"
     BUSY = "busy"
+    # Added later: exit codes are never given anew
+    SIGN_IN_NEEDED = "sign_in_needed"
+    OAUTH_UNAVAILABLE = "oauth_unavailable"
 
 
 EXIT_CODES: Final[Mapping[Code, int]] = MappingProxyType(

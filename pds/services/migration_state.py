@@ -2,7 +2,9 @@
 
 `MoveState` is stored as JSON and holds nothing secret; `MoveSecrets` (tokens of the other host, and
 the code by which it signs the operation) is sealed under the keystore and bound to the move. A
-password is in neither: it is used for one login and dropped.
+password is in neither: it is used for one login and dropped. While somebody signs in at the other
+host by OAuth, the password for this host lies in `sign_in`, which only what the browser brings back
+can open.
 
 Steps, in order:
 
@@ -35,6 +37,7 @@ from pds.protocol.data import Json
 from pds.protocol.syntax import Did
 from pds.services.migration_problems import MoveProblem
 from pds.services.migration_session import Tokens
+from pds.services.oauth_client import OAuthSession
 from pds.store.keystore import Keystore
 from pds.store.moves import MoveRow
 
@@ -125,6 +128,8 @@ class MoveState:
     warnings: list[str] = field(default_factory=list)
     # What is wrong
     problem: dict[str, Any] | None = None
+    sign_in: dict[str, Any] | None = None
+    """Where the owner has to sign in: `url`, `host`, and until when (`expiresAt`)."""
     attempts: int = 0
     retry_at: int | None = None
 
@@ -153,6 +158,10 @@ class MoveSecrets:
     access: str | None = None
     refresh: str | None = None
     plc_token: str | None = None
+    oauth: dict[str, Any] | None = None
+    """An `OAuthSession`."""
+    sign_in: str | None = None
+    """A sign-in that has begun, locked with a key that nobody here has (`migration_sign_in`)."""
 
     @property
     def tokens(self) -> Tokens | None:
@@ -162,8 +171,19 @@ class MoveSecrets:
         return Tokens(self.access, self.refresh)
 
     def keep(self, tokens: Tokens) -> None:
-        """Remember a session."""
+        """Remember a session, instead of any other."""
         self.access, self.refresh = tokens.access, tokens.refresh
+        self.oauth = None
+
+    @property
+    def session(self) -> OAuthSession | None:
+        """The session at the other host, if it was opened by OAuth."""
+        return None if self.oauth is None else OAuthSession(**self.oauth)
+
+    def keep_session(self, session: OAuthSession) -> None:
+        """Remember a session, instead of any other."""
+        self.access, self.refresh = None, None
+        self.oauth = asdict(session)
 
 
 def encode_state(state: MoveState) -> bytes:
@@ -242,5 +262,6 @@ def view_move(row: MoveRow, state: MoveState) -> dict[str, Json]:
         "retryAt": state.retry_at,
         "seenBy": list(state.seen_by) or None,
         "missingBlobs": list(state.blobs_gone) or None,
+        "signIn": state.sign_in,
     }
     return view | {name: value for name, value in optional.items() if value is not None}

@@ -76,6 +76,14 @@ async def _copy_last_blobs(work: Work) -> None:
 
 
 async def leave(work: Work) -> None:
-    """Deactivate the account at the old host, and carry over what that had taken in until then."""
+    """Deactivate the account at the old host, and carry over what that had taken in until then.
+
+    A session by OAuth may end with the deactivation (it does at the reference, August 2026), and
+    nobody could look any more: so with one the look back is made before, too.
+    """
+    if work.secrets.session is not None:
+        await look_back(work)
     await migration_in.leave(work)
-    await look_back(work)
+    await work.save()
+    if work.secrets.session is None or await migration_in.has_live_session(work):
+        await look_back(work)

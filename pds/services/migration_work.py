@@ -27,7 +27,7 @@ from pds.services.identity_journal import IdentityJournal
 from pds.services.invites import Invites
 from pds.services.migration_host import RemoteHost
 from pds.services.migration_problems import Code, MoveProblem
-from pds.services.migration_session import Tokens
+from pds.services.migration_session import Bound, Tokens
 from pds.services.migration_settings import MigrationSettings
 from pds.services.migration_state import (
     Direction,
@@ -42,6 +42,7 @@ from pds.services.migration_state import (
 )
 from pds.services.migration_watch import Watch
 from pds.services.moderation import Moderation
+from pds.services.oauth_client import OAuthClient, OAuthSession
 from pds.services.plc_operations import PlcOperations
 from pds.services.preferences import Preferences
 from pds.services.principal import Principal, PrincipalKind, Scope
@@ -84,6 +85,7 @@ class MigrationParts:
     invites: Invites
     lifecycle: AccountLifecycle
     moderation: Moderation
+    oauth: OAuthClient
     plc_operations: PlcOperations
     preferences: Preferences
     repo_imports: RepoImports
@@ -117,6 +119,8 @@ class Given:
     operation: dict[str, object] | None = None
     accepts_missing: bool = False
     requests_token: bool = False
+    uses_oauth: bool = False
+    """Have the owner sign in at the other host in a browser."""
 
     @property
     def is_login(self) -> bool:
@@ -153,13 +157,20 @@ class Work:
     def host(self) -> RemoteHost:
         """The other host, in the session that there is."""
         if self._host is None:
+            kept = self.secrets.session
             self._host = RemoteHost(
                 self.parts.http,
                 self.state.other_url,
+                session=None if kept is None else Bound(self.parts.oauth, kept, self._keep_session),
                 tokens=self.secrets.tokens,
                 on_tokens=self._keep_tokens,
             )
         return self._host
+
+    async def use_session(self, session: OAuthSession) -> None:
+        """Go on in an OAuth session; it is stored first."""
+        await self._keep_session(session)
+        self._host = None
 
     @property
     def aid(self) -> int:
@@ -213,4 +224,9 @@ class Work:
 
     async def _keep_tokens(self, tokens: Tokens) -> None:
         self.secrets.keep(tokens)
+        self.secrets.sign_in = self.state.sign_in = None  # It is needed no more.
+        await self.save()
+
+    async def _keep_session(self, session: OAuthSession) -> None:
+        self.secrets.keep_session(session)
         await self.save()

@@ -169,7 +169,7 @@ class OAuthClient:
         return f"http://127.0.0.1{port}{CALLBACK_PATH}"
 
     def client_id(self, scope: str) -> str:
-        """Return by what name other servers know us; `scope` is all that is ever asked for."""
+        """Return by what name other servers know us; without a document it says the scope."""
         if self._is_confidential:
             return f"{self._public_url}{CLIENT_PATH}"
         return loopback_client_id(self.redirect_uri, scope)
@@ -235,13 +235,13 @@ class OAuthClient:
         return answer.json()
 
     async def begin(
-        self, server: ServerMetadata, *, scope: str, declared: str, state: str, login_hint: str
+        self, server: ServerMetadata, *, scope: str, state: str, login_hint: str
     ) -> tuple[Link, PendingSignIn]:
         """Push a request, with a new key and a new verifier; return the link for the browser.
 
-        `declared` is all that this client ever asks for. Raises: OAuthRefused and as `discover`.
+        Raises: OAuthRefused and as `discover`.
         """
-        client_id = self.client_id(declared)
+        client_id = self.client_id(scope)
         pending = PendingSignIn(
             issuer=server.issuer,
             token_endpoint=server.token_endpoint,
