@@ -53,3 +53,10 @@ class _Selector(selectors.DefaultSelector):
             self._loop.count(wait_s)
             if events or (ends_at is not None and wait_s == left_s):
                 return events
+
+
+def pass_time(seconds: float) -> None:
+    """Let `seconds` be over for all timers of the loop that runs this test."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, PatientLoop)
+    loop.pass_time(seconds)

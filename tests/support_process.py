@@ -78,6 +78,8 @@ class ServerProcess:
                     self.process.returncode is not None
                     or time.monotonic() - began > self.start_timeout_s
                 ):
+                    if self.process.returncode is None:
+                        await self.kill()
                     raise AssertionError(f"the server did not start:\n{self.log_tail()}")
                 try:
                     async with session.get(f"{self.url}/xrpc/_health") as answer:
@@ -104,7 +106,7 @@ class ServerProcess:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             code = await self.process.wait()
         self.process = None
         return code

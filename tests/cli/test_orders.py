@@ -75,7 +75,6 @@ async def login(http: aiohttp.ClientSession, url: str, name: str, password: str)
     return client.with_token(answer["accessJwt"])
 
 
-@pytest.mark.timeout(120)
 async def test_orders_do_the_same_with_and_without_a_running_server(shell: Shell) -> None:
     """Accounts, records and blobs, invites and events, one after the other, both ways."""
     server = shell.server

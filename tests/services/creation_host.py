@@ -30,6 +30,7 @@ from pds.services.journal_settling import JournalSettings
 from pds.services.mail import MemoryMailbox
 from pds.services.mail_tokens import MailTokens
 from pds.services.passwords import Passwords
+from pds.services.rate_limits import RateLimits
 from pds.services.session_tokens import SessionTokens
 from pds.services.sessions import Sessions, SessionSettings
 from pds.store.engine import Engine, Txn
@@ -160,6 +161,7 @@ class CreationHost:
             tokens=SessionTokens(secrets=[SECRET], service_did=SERVICE_DID),
             passwords=self.passwords,
             settings=SessionSettings(login_floor_s=0.0),
+            rate_limits=RateLimits(now_s=lambda: self.clock.now_us() / 1_000_000),
         )
         rows = AccountRows(keystore=self.keystore, sessions=self.sessions, cache=self.cache)
         journal = AccountJournal(

@@ -1,6 +1,7 @@
 """Sessions over a real database: login, renewal, revocation, and what is asked of the database."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,13 @@ async def test_failed_login_takes_at_least_the_floor(host: SessionHost) -> None:
         tokens=host.tokens,
         passwords=host.passwords,
     )
-    loop = asyncio.get_running_loop()
     for name in ("alice.pds.test", "nobody.pds.test"):
-        started = loop.time()
+        started = time.monotonic()
         assert await refusal(sessions.login(name, "wrong password")) == (
             "AuthenticationRequired",
             401,
         )
-        assert loop.time() - started >= 0.349
+        assert time.monotonic() - started >= 0.349
 
 
 async def test_reference_hash_is_replaced_at_login(host: SessionHost) -> None:

@@ -14,34 +14,52 @@ from pds.xrpc.listener import (
     Listener,
     ListenerSettings,
 )
+from tests.support_loop import pass_time
 from tests.xrpc.support_server import running_server
 
+HEADER_S = ListenerSettings().header_timeout_s
 ECHO = b"GET /xrpc/test.method.echo?word=a HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nA: "])
 async def test_unfinished_headers_are_cut(sent: bytes) -> None:
-    async with running_server(header_timeout_s=0.05) as server:
-        assert await server.raw(sent) == b""
+    async with running_server() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(sent)
+        while not server.listener.connections:
+            await asyncio.sleep(0)
+        answer = asyncio.create_task(reader.read())
+        pass_time(HEADER_S - 1)
+        await asyncio.sleep(0.05)
+        assert not answer.done()
+        pass_time(2)
+        assert await answer == b""
+        writer.close()
 
 
 async def test_slow_headers_after_a_first_request_are_cut_too() -> None:
-    async with running_server(header_timeout_s=0.05, keepalive_s=600) as server:
+    async with running_server(keepalive_s=600) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(ECHO + b"\r\n")
         assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        [connection] = server.listener.connections
+        assert connection._header_timer is None
         writer.write(b"GET / HTT")
+        while connection._header_timer is None:
+            await asyncio.sleep(0)
+        pass_time(HEADER_S + 1)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
 
 
 async def test_an_idle_connection_is_kept_for_the_next_request() -> None:
-    async with running_server(header_timeout_s=0.05, keepalive_s=600) as server:
+    async with running_server(keepalive_s=600) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for _ in range(2):
             writer.write(ECHO + b"\r\n")
             assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
-            await asyncio.sleep(0.1)
+            pass_time(HEADER_S + 1)
+            await asyncio.sleep(0.05)
         writer.close()
 
 
