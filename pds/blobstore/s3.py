@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -316,11 +317,24 @@ def open_bucket(
 
 
 def _virtual_host(endpoint: str, bucket: str) -> str:
-    """Put the bucket before the host name of the endpoint."""
+    """Put the bucket before the host name of the endpoint. Raises: ConfigError."""
     parts = urlsplit(endpoint)
+    if _is_address(parts.hostname or ""):  # The library would panic.
+        raise ConfigError(
+            f"the S3 endpoint {endpoint} is an address, before which no bucket can stand: set the"
+            " setting with S3_FORCE_PATH_STYLE at its end to true"
+        )
     if parts.netloc.startswith(f"{bucket}."):
         return endpoint
     return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

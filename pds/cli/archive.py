@@ -191,7 +191,7 @@ def list_(
         click.echo(json.dumps({"archives": rows}, indent=2, ensure_ascii=False))
         return
     if not rows:
-        click.echo("There are no archives.", err=True)
+        click.echo(f"There are no archives in {kept.places}.", err=True)
         return
     columns = ["did", *(["handle"] if handles else []), "changedAt", "bytes", "address"]
     show_table("archives", [(name, field(name)) for name in columns])({"archives": rows})

@@ -320,7 +320,7 @@ class KeptArchives:
         if is_did:
             if kept:
                 return kept[0]
-            raise RequestError("NotFound", f"There is no archive of {account} in {self._names}")
+            raise RequestError("NotFound", f"There is no archive of {account} in {self.places}")
         unread = 0
         for one in newest_of_each(kept):
             try:
@@ -334,7 +334,7 @@ class KeptArchives:
                 return one
         raise RequestError(
             "NotFound",
-            f"There is no archive of @{account} in {self._names}"
+            f"There is no archive of @{account} in {self.places}"
             + (f"; {unread} could not be opened with this passphrase" if unread else "")
             + ": `pds archive list` shows all, by DID",
         )
@@ -350,7 +350,7 @@ class KeptArchives:
         if place is None or match is None:
             raise RequestError(
                 "InvalidRequest",
-                f"{address} is in no place of the settings (they have: {self._names or 'none'}):"
+                f"{address} is in no place of the settings (they have: {self.places or 'none'}):"
                 " set PDS_ARCHIVE_S3_BUCKET and PDS_ARCHIVE_S3_FOLDER to where it is; `pds archive"
                 " list` shows addresses",
             )
@@ -404,7 +404,8 @@ class KeptArchives:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     @property
-    def _names(self) -> str:
+    def places(self) -> str:
+        """Where archives are looked for."""
         return " and ".join(place.name for place in self._places)
 
 

@@ -269,3 +269,8 @@ async def test_a_server_with_another_name_keeps_its_blobs(s3_server, spool):
         assert await keys(again) == {key}
     with pytest.raises(ConfigError, match="blobs of did:web:new"):
         await S3BlobStore(settings, spool).start()
+
+
+def test_a_bucket_cannot_stand_before_an_address(s3_server):
+    with pytest.raises(ConfigError, match="S3_FORCE_PATH_STYLE"):
+        open_bucket(s3_server.settings(force_path_style=False))

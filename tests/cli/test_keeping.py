@@ -116,3 +116,38 @@ async def test_without_a_server_the_same_commands_work_on_the_database(
     )  # fmt: skip
     assert (code, "not sound" in error) == (1, True)
     await server.start()
+
+
+async def test_what_is_missing_for_archives_is_said_with_what_to_do(
+    server: LiveServer, alice: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = Shell(server, monkeypatch)
+    account = ("--handle", "a.test", "--email", "a@example.test")
+    for arguments, code, advice in (
+        (("archive", "keep"), 1, "set PDS_ARCHIVE_S3_BUCKET"),
+        (("archive", "list"), 1, "set PDS_ARCHIVE_S3_BUCKET"),
+        (("archive", "fetch", alice.did), 1, "set PDS_ARCHIVE_S3_BUCKET"),
+        (("archive", "verify", str(tmp_path / "none.tar")), 1, "`pds archive list` shows"),
+        (("archive", "verify", "s3://b/archives/x.tar"), 1, "PDS_ARCHIVE_S3_FOLDER"),
+        (("rescue", "start", *account), 2, "name an --archive"),
+        (("rescue", "start", alice.did, *account), 1, "set PDS_ARCHIVE_S3_BUCKET"),
+    ):
+        found, out, error = await shell.try_run(*arguments)
+        assert (found, advice in error) == (code, True), (arguments, out, error)
+    folder = tmp_path / "archives"
+    server.environment["PDS_ARCHIVE_DIRECTORY"] = str(folder)
+    shell = Shell(server, monkeypatch)
+    assert f"no archives in {folder}" in (await shell.try_run("archive", "list"))[2]
+    assert await server.stop() == 0
+    assert "written" in await shell.run("archive", "keep")  # No server is needed for it.
+    [file] = folder.iterdir()
+    listed = (await shell.json("archive", "list", alice.did, "--handles"))["archives"]
+    assert [(one["handle"], one["address"]) for one in listed] == [("alice.test", str(file))]
+    target = tmp_path / "fetched.tar"
+    told = await shell.run("archive", "fetch", "@alice.test", "--to", str(target))
+    assert (str(target) in told, target.read_bytes()) == (True, file.read_bytes())
+    found, _, error = await shell.try_run("archive", "fetch", alice.did, "--to", str(target))
+    assert (found, "exists already" in error) == (1, True)
+    found, _, error = await shell.try_run("archive", "fetch", "carol.test")
+    assert (found, "`pds archive list` shows all" in error) == (1, True)
+    await server.start()
