@@ -37,13 +37,12 @@ from pds.services.proxy import (
     MAX_ASKED_BYTES,
     DocumentSource,
     NoService,
-    ProxiedAnswer,
     ProxiedCall,
     Proxy,
     ProxyTarget,
     TokenFor,
-    UpstreamError,
 )
+from pds.services.proxy_answers import ProxiedAnswer, UpstreamError
 from pds.services.read_after_write import JSON, ReadAfterWrite, ViewAnswer
 
 THREAD: Final = "app.bsky.feed.getPostThread"

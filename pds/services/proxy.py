@@ -5,8 +5,8 @@ from the settings; the user's own token never leaves this host, a fresh service 
 one method goes out instead. Destinations that users choose are reached through the guarded client
 only.
 
-Both bodies are streamed; a fault of the other side is never reported as ours: no answer, or a bad
-one, is a 502, and error bodies are parsed and written anew.
+Both bodies are streamed; what comes back is `proxy_answers`. A fault of the other side is never
+reported as ours: no answer, or a bad one, is a 502.
 
 Spec: xrpc#service-proxying (XRPC-60 to XRPC-69)
 """
@@ -17,12 +17,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pds.errors import NotResolvable, ProtocolError, RemoteError, RequestError
-from pds.protocol.data import parse_json
+from pds.errors import NotResolvable, RemoteError, RequestError
 from pds.protocol.diddoc import DidDocument, parse_origin
 from pds.protocol.syntax import Did, InvalidSyntax, parse_did
 from pds.services.method_policy import is_privileged, is_protected
 from pds.services.principal import Principal
+from pds.services.proxy_answers import (
+    ProxiedAnswer,
+    UpstreamAnswer,
+    UpstreamError,
+    announced_bytes,
+    check_answer,
+    failed,
+)
 from pds.store.accounts import AccountStatus
 
 CREATE_REPORT: Final = "com.atproto.moderation.createReport"
@@ -36,46 +43,14 @@ FORWARDED_REQUEST_HEADERS: Final = (
 FORWARDED_PREFIX: Final = "x-atproto-"
 """Every header that begins so is meant for the service behind us."""
 FORWARDED_BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length")
-FORWARDED_ANSWER_HEADERS: Final = (
-    "content-length",
-    "content-encoding",
-    "content-type",
-    "content-language",
-    "atproto-repo-rev",
-    "atproto-content-labelers",
-    "retry-after",
-)
-MAX_ERROR_BODY_BYTES: Final = 64_000
 MAX_ASKED_BYTES: Final = 1024 * 1024
 """Largest answer to a question of our own."""
-MAX_DIGITS: Final = 20
-NOT_IMPLEMENTED: Final = 501
-MAX_ERROR_NAME_CHARS: Final = 100
 
 APPVIEW_ID: Final = "bsky_appview"
 NO_APPVIEW: Final = "none"
 """The choice of an account that wants no AppView at all."""
 
 _LABELER: Final = "atproto_labeler"
-_NAMES_OF_OUR_FAULTS: Final = frozenset({"InternalServerError", "Internal Server Error"})
-
-
-class UpstreamAnswer(Protocol):
-    """An answer whose body is still on the way."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers; look-up ignores case."""
-
-    def iter_chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body, content coding untouched. Raises: RemoteError."""
-
-    async def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the whole body, decoded. Raises: RemoteError."""
 
 
 class UpstreamClient(Protocol):
@@ -178,61 +153,6 @@ class TokenFor:
     lxm: str
 
 
-class ProxiedAnswer:
-    """A good answer whose body is still on the way. Use it inside the `async with` only, once."""
-
-    def __init__(
-        self, answer: UpstreamAnswer, headers: Mapping[str, str], *, has_body: bool
-    ) -> None:
-        self.status = answer.status
-        self.headers = headers
-        self._answer = answer
-        self._has_body = has_body
-
-    async def stream(self) -> AsyncIterator[bytes]:
-        """Wait for the first bytes, and return all of them, content coding untouched.
-
-        Raises: UpstreamError before the first; RemoteError from the iterator if it breaks off.
-        """
-        if not self._has_body:
-            return _resume(b"", None)
-        chunks = self._answer.iter_chunks()
-        try:
-            first = await anext(chunks, b"")
-        except RemoteError as error:
-            raise _failed("Upstream service gave a bad answer") from error
-        return _resume(first, chunks)
-
-    async def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the whole body, decoded, at most `max_bytes`. Raises: UpstreamError."""
-        try:
-            return await self._answer.read(max_bytes)
-        except RemoteError as error:
-            raise _failed("Upstream service gave a bad answer") from error
-
-
-class UpstreamError(RequestError):
-    """What the other side answered instead of an answer, or that there was none.
-
-    `is_outage` says that it was no refusal: nobody answered, or with a fault of their own.
-    `repo_rev` is the rev up to which a refusing AppView knows the caller's repo, if it said so.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        message: str,
-        status: int,
-        *,
-        is_outage: bool,
-        repo_rev: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(name, message, status, headers=headers)
-        self.is_outage = is_outage
-        self.repo_rev = repo_rev
-
-
 class NoService(RequestError):
     """There is no service that such calls go to."""
 
@@ -295,7 +215,7 @@ class Proxy:
         except UpstreamError:
             raise
         except RequestError as error:  # The choice was good once: no fault of this call.
-            raise _failed("could not resolve the chosen AppView") from error
+            raise failed("could not resolve the chosen AppView") from error
 
     async def find_named(self, name: str) -> ProxyTarget:
         """Find a service by `did#service`. Raises: as `find_target`."""
@@ -308,7 +228,7 @@ class Proxy:
         except NotResolvable as error:
             raise _refused("could not resolve proxy did") from error
         except RemoteError as error:
-            raise _failed("could not resolve proxy did") from error
+            raise failed("could not resolve proxy did") from error
         service = document.service(service_id)
         url = parse_origin(service.endpoint) if service is not None else None
         if url is None:
@@ -376,7 +296,7 @@ class Proxy:
             ):
                 return await answer.read(MAX_ASKED_BYTES)
         except TimeoutError as error:
-            raise _failed("Upstream service unreachable") from error
+            raise failed("Upstream service unreachable") from error
 
     @asynccontextmanager
     async def _send(
@@ -395,11 +315,11 @@ class Proxy:
             try:
                 answer = await stack.enter_async_context(request)
             except RemoteError as error:
-                raise _failed("Upstream service unreachable") from error
+                raise failed("Upstream service unreachable") from error
             has_body = call.method != "HEAD"
             if has_body and announced_bytes(answer.headers) > self._settings.max_answer_bytes:
-                raise _failed("Upstream service gave a bad answer")
-            yield await _check_answer(answer, has_body=has_body)
+                raise failed("Upstream service gave a bad answer")
+            yield await check_answer(answer, has_body=has_body)
 
     def _audience(self, target: ProxyTarget) -> str:
         full = self._settings.full_audience
@@ -468,68 +388,5 @@ def _readable(codings: str) -> str:
     return "identity"
 
 
-def announced_bytes(headers: Mapping[str, str]) -> int:
-    """Return how large an answer says that it is; 0 if it does not say."""
-    text = headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS else 0
-
-
-async def _check_answer(answer: UpstreamAnswer, *, has_body: bool) -> ProxiedAnswer:
-    """Let a good answer pass. Raises: UpstreamError."""
-    headers = {
-        name: answer.headers[name] for name in FORWARDED_ANSWER_HEADERS if name in answer.headers
-    }
-    if answer.status >= 400:
-        raise await _error_of(answer, headers)
-    if not 200 <= answer.status < 300:
-        raise _failed("Upstream service gave a bad answer")
-    return ProxiedAnswer(answer, headers, has_body=has_body)
-
-
-async def _error_of(answer: UpstreamAnswer, headers: Mapping[str, str]) -> UpstreamError:
-    """Word an error answer anew: only a name and a message come through (XRPC-67)."""
-    status = 502 if answer.status == 500 else answer.status
-    name, message = _generic_error(status)
-    try:
-        detail = parse_json(await answer.read(MAX_ERROR_BODY_BYTES))
-    except (RemoteError, ProtocolError):
-        detail = None  # The status says enough.
-    if isinstance(detail, dict):
-        found = detail.get("error")
-        if isinstance(found, str) and 0 < len(found) <= MAX_ERROR_NAME_CHARS:
-            is_ambiguous = status >= 500 and found in _NAMES_OF_OUR_FAULTS
-            name = name if is_ambiguous else found
-        text = detail.get("message")
-        if isinstance(text, str):
-            message = text
-    retry_after = headers.get("retry-after")
-    return UpstreamError(
-        name,
-        message,
-        status,
-        is_outage=status >= 500 and status != NOT_IMPLEMENTED,
-        repo_rev=headers.get("atproto-repo-rev"),
-        headers={"Retry-After": retry_after} if retry_after else None,
-    )
-
-
-def _generic_error(status: int) -> tuple[str, str]:
-    if status >= 500:
-        return "UpstreamFailure", "Upstream service failed"
-    return "InvalidRequest", "Upstream service refused the request"
-
-
-async def _resume(first: bytes, chunks: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
-    if first:
-        yield first
-    if chunks is not None:
-        async for chunk in chunks:
-            yield chunk
-
-
 def _refused(message: str) -> RequestError:
     return RequestError("InvalidRequest", message)
-
-
-def _failed(message: str) -> UpstreamError:
-    return UpstreamError("UpstreamFailure", message, 502, is_outage=True)

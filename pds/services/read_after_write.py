@@ -28,7 +28,8 @@ from pds.services.account_cache import AccountCache
 from pds.services.local_records import LocalReader, Unseen
 from pds.services.local_views import ImageUrls, JsonMap, ViewMaker
 from pds.services.principal import Principal
-from pds.services.proxy import ProxiedAnswer, ProxyTarget, announced_bytes
+from pds.services.proxy import ProxyTarget
+from pds.services.proxy_answers import ProxiedAnswer, announced_bytes
 from pds.services.quoted_views import QuotedViews
 from pds.services.read_after_write_patches import PATCHES, Local, is_of_interest
 from pds.store.clock import Clock

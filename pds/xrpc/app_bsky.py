@@ -15,7 +15,8 @@ from multidict import CIMultiDict
 
 from pds.errors import RequestError
 from pds.services.principal import Principal, PrincipalKind
-from pds.services.proxy import ProxiedAnswer, ProxiedCall
+from pds.services.proxy import ProxiedCall
+from pds.services.proxy_answers import ProxiedAnswer
 from pds.xrpc.access import Allows
 from pds.xrpc.auth import Auth
 from pds.xrpc.errors import invalid_request

@@ -11,7 +11,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from pds.errors import RemoteError, RequestError
-from pds.services.proxy import ProxiedAnswer, ProxiedCall
+from pds.services.proxy import ProxiedCall
+from pds.services.proxy_answers import ProxiedAnswer
 from pds.xrpc.errors import invalid_request, payload_too_large
 from pds.xrpc.server import Answer, Call
 

@@ -23,8 +23,8 @@ from pds.services.proxy import (
     ProxySettings,
     ServiceAddress,
     TokenFor,
-    UpstreamError,
 )
+from pds.services.proxy_answers import UpstreamError
 from pds.store.accounts import AccountStatus
 
 ALICE = Did("did:plc:ab2cd3ef4gh5ij6kl7mn2opq")

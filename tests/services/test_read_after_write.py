@@ -17,7 +17,8 @@ from pds.protocol.tid import encode_tid
 from pds.services.local_records import LocalAuthor, LocalPost, LocalReader, LocalRecord
 from pds.services.local_views import ImageUrls, ViewMaker, fits_filter, quoted_uri, self_labels
 from pds.services.principal import Principal
-from pds.services.proxy import ProxiedAnswer, ProxyTarget, UpstreamError
+from pds.services.proxy import ProxyTarget
+from pds.services.proxy_answers import ProxiedAnswer, UpstreamError
 from pds.services.quoted_views import QuotedViews
 from pds.services.read_after_write import LAG_HEADER, MAX_BYTES, ReadAfterWrite, ViewAnswer, is_json
 from pds.services.read_after_write_patches import PATCHES, Local, add_reply
