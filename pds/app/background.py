@@ -30,7 +30,7 @@ from pds.services.identity_store import SavedIdentities
 from pds.services.jobs import Schedule
 from pds.services.plc_watch import EVERY_S as WATCH_PERIOD_S
 from pds.services.rewinds import Rewinds
-from pds.services.sweeping import sweep_rows
+from pds.services.sweeping import finish_in_steps, sweep_rows
 from pds.store.clock import get_accepted_us
 from pds.store.jobs import forget_old_jobs
 from pds.store.nodes import forget_old_nodes
@@ -259,11 +259,7 @@ async def _delete_old_repos(base: Foundation) -> int:
     """Delete generations of repos that are no longer live, some hundred rows at a time."""
     garbage = await base.engine.read("repos.garbage", list_garbage)
     for repo_id in garbage:
-        is_done = False
-        while not is_done:
-            is_done = await base.engine.transact(
-                "repos.garbage", delete_garbage, repo_id, bulk=True
-            )
+        await finish_in_steps(base.engine, "repos.garbage", delete_garbage, repo_id)
     return len(garbage)
 
 

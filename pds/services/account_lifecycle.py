@@ -32,6 +32,7 @@ from pds.services.account_status import Documents, IdentityCheck
 from pds.services.mail_tokens import MailCode, MailPurpose, MailTokens
 from pds.services.repo_txn import Moment
 from pds.services.sessions import Sessions, wrong_did_or_password
+from pds.services.sweeping import finish_in_steps
 from pds.store.accounts import (
     Account,
     get_account_by_aid,
@@ -163,16 +164,10 @@ class AccountLifecycle:
         """Remove what deleted accounts left behind; return how many were done with."""
         done = 0
         for row in await self._engine.read("account.erase", list_journal, ERASE_KIND):
-            is_done = False
-            while not is_done:
-                is_done = await self._engine.transact(
-                    "account.erase",
-                    _erase,
-                    row.journal_id,
-                    int(row.subject),
-                    self._clock.now_us(),
-                    bulk=True,
-                )
+            aid, now_us = int(row.subject), self._clock.now_us()
+            await finish_in_steps(
+                self._engine, "account.erase", _erase, row.journal_id, aid, now_us
+            )
             done += 1
         return done
 

@@ -1,4 +1,8 @@
-"""Sweeping a table: rows that are over go a little at a time, so that it costs nobody a wait."""
+"""Work on many rows, a little at a time, so that it costs nobody a wait.
+
+Each step is a job that runs alone and behind the writes of users, on at most `MAX_BULK_ROWS` rows:
+even a long backlog delays nobody by more than milliseconds.
+"""
 
 from collections.abc import Callable
 from typing import TypeVarTuple
@@ -13,10 +17,7 @@ async def sweep_rows(
 ) -> int:
     """Run `delete(txn, *args)`, job after job, until no rows are left; return how many there were.
 
-    `delete` takes up to `MAX_BULK_ROWS` rows and returns their number. Each job runs alone and
-    behind the writes of users, so even a long backlog delays nobody by more than milliseconds.
-
-    Raises: StoreError.
+    `delete` takes up to `MAX_BULK_ROWS` rows and returns their number. Raises: StoreError.
     """
     total = 0
     while True:
@@ -24,3 +25,11 @@ async def sweep_rows(
         total += deleted
         if deleted < MAX_BULK_ROWS:
             return total
+
+
+async def finish_in_steps(
+    engine: Engine, label: str, step: "Callable[[Txn, *Ts], bool]", *args: *Ts
+) -> None:
+    """Run `step(txn, *args)`, job after job, until it says that it is done. Raises: StoreError."""
+    while not await engine.transact(label, step, *args, bulk=True):
+        pass
