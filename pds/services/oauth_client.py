@@ -57,6 +57,8 @@ MAX_LIFE_S: Final = 3600
 """How long a link is good at most; servers say less."""
 MAX_NONCE_CHARS: Final = 512
 ASSERTION_LIFE_S: Final = 60
+CLOCK_LEEWAY_S: Final = 10
+"""How far our clock may be ahead: the reference (August 2026) takes no assertion of the future."""
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 US_PER_S: Final = 1_000_000
 
@@ -201,7 +203,7 @@ class OAuthClient:
             "sub": client_id,
             "aud": issuer,
             "jti": secrets.token_urlsafe(24),
-            "iat": now_s,
+            "iat": now_s - CLOCK_LEEWAY_S,
             "exp": now_s + ASSERTION_LIFE_S,
         }
         assertion = sign_jwt({"kid": thumbprint(self._client_jwk())}, claims, self._signer)

@@ -141,8 +141,8 @@ class FakeOAuth:
         path = request.path
         if path in self.slow_paths:
             await asyncio.sleep(30)
-        if path in self.pages:
-            return self.pages[path]
+        if (page := self.pages.get(path)) is not None:
+            return web.Response(status=page.status, body=page.body, headers=page.headers)
         if path.startswith("/xrpc/"):
             return await self._xrpc(request)
         if path == "/.well-known/oauth-protected-resource":

@@ -3,13 +3,21 @@
 Spec: (OAUTH-1, OAUTH-2, OAUTH-30, OAUTH-47, OAUTH-60..66, OAUTH-70..75, OAUTH-83)
 """
 
+import json
+from typing import Any
+
 import aiohttp
 import pytest
 
+from pds.protocol.oauth.jwk import public_jwk, thumbprint
 from pds.services.migration import MoveInRequest
 from pds.services.migration_session import ALL_SCOPES
 from pds.services.migration_work import Given
+from pds.services.oauth_client import OAuthClient
+from pds.store.clock import SystemClock
+from pds.store.keystore import Keystore
 from tests.interop.browser import sign_in
+from tests.interop.reference import reference_project
 from tests.interop.test_migrate_engine import Ends, ends, mailed_code
 from tests.scenarios.moving import NEW_PASSWORD, fill, login, snapshot, state_of
 from tests.support_client import sign_up
@@ -81,3 +89,32 @@ async def test_an_account_moves_from_the_reference_by_a_sign_in_there(ends: Ends
     assert (view["step"], view["problem"]["code"]) == ("approve", "plc_token_needed"), view
     assert "rotation key of yours" in view["problem"]["nextStep"]
     assert (await migration.undo(bob.did))["status"] == "undone"
+
+
+def test_the_reference_takes_this_host_for_a_confidential_client() -> None:
+    """Its own code loads our document, and checks our assertion and our request (OAUTH-14, 20)."""
+    http: Any = None
+    signer = Keystore(b"\x07" * 32).client_signer()
+    client = OAuthClient(http, SystemClock(), signer, "https://pds.example.com")
+    client_id, issuer = client.client_id(ALL_SCOPES), "https://auth.example.com"
+    request = {
+        "client_id": client_id,
+        "response_type": "code",
+        "redirect_uri": client.redirect_uri,
+        "scope": ALL_SCOPES,
+        "state": "s",
+        "code_challenge": "c",
+        "code_challenge_method": "S256",
+    }
+    told = {
+        "clientId": client_id,
+        "document": client.document(ALL_SCOPES),
+        "assertion": client._authentication(client_id, issuer)["client_assertion"],
+        "issuer": issuer,
+        "request": request,
+    }
+    answer = json.loads(reference_project().run("oauth_client.mjs", json.dumps(told)))
+    assert answer["method"] == "private_key_jwt"
+    assert answer["kid"] == thumbprint(public_jwk(signer.public_key))
+    assert answer["scope"] == ALL_SCOPES
+    assert answer["refreshDays"] > 80  # A public client's is good for 14.
