@@ -223,6 +223,7 @@ async def copy_repo(work: Work) -> None:
     if state.copied_rev == rev:
         state.looked_at = began
         return
+    await _learn_source_key(work)
     try:
         await _import(work, state.copied_rev)
     except RequestError as error:
@@ -231,6 +232,14 @@ async def copy_repo(work: Work) -> None:
         await _import_again(work)
     state.copied_rev, state.looked_at = rev, began
     await count_held(work)
+
+
+async def _learn_source_key(work: Work) -> None:
+    """Note by which key the old host signs: the document of a did:web forgets it at the switch."""
+    if work.is_plc or work.state.source_key is not None:
+        return
+    key = (await work.parts.resolver.resolve_did(work.did)).signing_key
+    work.state.source_key = None if key is None else key.did_key
 
 
 async def _import_again(work: Work) -> None:
@@ -244,7 +253,9 @@ async def _import_again(work: Work) -> None:
 async def _import(work: Work, since: str | None) -> None:
     limit = work.parts.settings.repo_bytes
     async with work.host.open_repo(work.did, since=since, max_bytes=limit) as chunks:
-        await work.parts.repo_imports.import_repo(work.owner, _counted(work, chunks))
+        await work.parts.repo_imports.import_repo(
+            work.owner, _counted(work, chunks), former_key=work.state.source_key
+        )
 
 
 async def _counted(work: Work, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

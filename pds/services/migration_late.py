@@ -121,7 +121,9 @@ async def _find_late(work: Work, car: bytes, tally: _Tally) -> list[_Late]:
     """Return the writes of the old host; those that contradict one made here are lost."""
     for attempt in range(TRIES):
         try:
-            found = await work.parts.repo_imports.compare(work.owner, car)
+            found = await work.parts.repo_imports.compare(
+                work.owner, car, former_key=work.state.source_key
+            )
             break
         except RequestError:
             if attempt + 1 == TRIES:

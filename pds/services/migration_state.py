@@ -100,6 +100,8 @@ class MoveState:
     # What was done
     was_here: bool = False
     copied_rev: str | None = None
+    source_key: str | None = None
+    """By which the old host signs for a did:web, as its document said before the switch."""
     records: int = 0
     repo_bytes: int = 0
     blobs_expected: int = 0

@@ -184,10 +184,17 @@ class RepoImports:
         self._difference_slots = asyncio.Semaphore(MAX_DIFFERENCES)
         self.files = ImportFiles(settings.folder, budget_bytes=settings.budget_bytes)
 
-    async def import_repo(self, principal: Principal, chunks: AsyncIterator[bytes]) -> None:
+    async def import_repo(
+        self,
+        principal: Principal,
+        chunks: AsyncIterator[bytes],
+        *,
+        former_key: str | None = None,
+    ) -> None:
         """Replace the repo of the caller by the one in the CAR that `chunks` bring.
 
-        The size limit is the stream's to keep. The same CAR again changes nothing.
+        The size limit is the stream's to keep. The same CAR again changes nothing. `former_key` is
+        one that the caller has seen in the identity: the document of a did:web has no history.
 
         Raises: RequestError `InvalidRequest` with what is wrong, `AccountNotFound`,
         `AccountTakedown`, `RequestTimeout`, `NotEnoughResources`; RemoteError when the keys of the
@@ -208,9 +215,11 @@ class RepoImports:
                     raise RequestError(
                         "RequestTimeout", "The repo arrived too slowly", 408
                     ) from None
-                await self._import(subject, car)
+                await self._import(subject, car, former_key)
 
-    async def compare(self, principal: Principal, car: bytes) -> Difference:
+    async def compare(
+        self, principal: Principal, car: bytes, *, former_key: str | None = None
+    ) -> Difference:
         """Return how the repo of the caller would become the one in a CAR; nothing is stored.
 
         The account may be active. The rules for the CAR are those of an import, and it must be
@@ -223,7 +232,7 @@ class RepoImports:
         if account is None or account.repo is None or account.key_id is None:
             raise account_not_found()
         subject = _Subject(account.aid, account.did, account.key_id, account.repo, principal)
-        keys = await self._find_keys(subject)
+        keys = await self._find_keys(subject, former_key)
         async with self._difference_slots:
             try:
                 return await self._judge_difference(subject, keys, car)
@@ -263,8 +272,8 @@ class RepoImports:
         finally:
             self._under_way.discard(aid)
 
-    async def _import(self, subject: _Subject, car: ImportFile) -> None:
-        keys = await self._find_keys(subject)
+    async def _import(self, subject: _Subject, car: ImportFile, former_key: str | None) -> None:
+        keys = await self._find_keys(subject, former_key)
         if not await self._import_difference(subject, keys, car):
             async with self._slots:
                 await self._import_whole(subject, keys, car)
@@ -354,7 +363,7 @@ class RepoImports:
             key=checked.key,
         )
 
-    async def _find_keys(self, subject: _Subject) -> tuple[str, ...]:
+    async def _find_keys(self, subject: _Subject, former_key: str | None) -> tuple[str, ...]:
         """Return the keys that may have signed the repo, ours among them, the likeliest first."""
         try:
             ours = await self._engine.read("account.key", self._keystore.did_key, subject.key_id)
@@ -365,7 +374,8 @@ class RepoImports:
                 theirs = await self._ask_keys(subject.did)
         except TimeoutError as error:
             raise Unreachable("the identity could not be looked up in time") from error
-        return tuple(dict.fromkeys((*theirs[:MAX_KEYS], ours)))
+        former = () if former_key is None else (former_key,)
+        return tuple(dict.fromkeys((*theirs[:MAX_KEYS], *former, ours)))
 
     async def _ask_keys(self, did: Did) -> list[str]:
         """Return the keys of a did:plc that were ever valid, newest first; of a did:web the one.

@@ -312,10 +312,11 @@ async def test_a_did_web_account_moves_when_its_owner_has_published(tmp_path: Pa
         view = await hosts.migration.settle(mover.did)
         assert view["problem"]["code"] == "document_needed"
         web.set_page("localhost", "/.well-known/did.json", json.dumps(view["document"]).encode())
+        await mover.post("signed with a key that the document no longer has")
         await hosts.migration.go_on(mover.did)
         view = await hosts.migration.settle(mover.did)
         assert (view["status"], view["warnings"]) == ("done", []), view
         there = await login(hosts.new, "mover.new.test", NEW_PASSWORD)
         key = view["document"]["verificationMethod"][0]["publicKeyMultibase"]
         after = await snapshot(there, mover.did, f"did:key:{key}")
-        assert len(after.records) == 1
+        assert len(after.records) == 2

@@ -22,7 +22,9 @@ from tests.scenarios.moving import (
 from tests.scenarios.test_migrate_switch import Writer, fill, find_missing
 
 RECORDS = int(os.environ.get("PDS_SOAK_IMPORT_RECORDS", "128000"))
-WRITES_PER_S = 5
+WRITES_PER_S = 20
+WAITING_WRITES = 200
+"""Taken by the old host while the move waits for the code."""
 MAX_PAUSE_MS = 2000
 
 
@@ -44,7 +46,11 @@ async def test_a_large_account_that_is_written_to_is_nowhere_for_a_moment_only(
         assert view["progress"]["records"] >= RECORDS
         await hosts.migration.go_on(alice.did, Given(requests_token=True))
         code = await plc_code(hosts.old)
-        written = len(writer.taken)
+        copied = len(writer.taken)
+        async with asyncio.timeout(600):
+            while len(writer.taken) < copied + WAITING_WRITES:
+                await asyncio.sleep(0.05)
+        waited = len(writer.taken)
         began = time.monotonic()
         await hosts.migration.go_on(alice.did, Given(plc_token=code))
         view = await hosts.migration.settle(alice.did)
@@ -54,8 +60,8 @@ async def test_a_large_account_that_is_written_to_is_nowhere_for_a_moment_only(
         print(
             f"\n{RECORDS} records, {view['progress']['repoBytes']:,} bytes read:"
             f" copied in {copied_s:.1f} s, caught up and switched in {switched_s:.1f} s;"
-            f" pause {view['pausedMs']} ms; {len(writer.taken)} writes taken meanwhile,"
-            f" {len(writer.taken) - written} of them after the copy,"
+            f" pause {view['pausedMs']} ms; {len(writer.taken)} writes taken meanwhile, of them"
+            f" {waited - copied} after the copy, {len(writer.taken) - waited} in the switch,"
             f" {view['progress']['carriedOver']} carried over, {len(missing)} missing;"
             f" median write {statistics.median(writer.latencies_s) * 1e3:.0f} ms"
         )
