@@ -152,7 +152,7 @@ async def test_a_deadlock_is_run_again(backend: PostgresBackend) -> None:
             txn.lock_accounts((first,))
             count(txn)  # the lock is asked for with what is read behind it
             if len(runs) <= 2:
-                met.wait(10)
+                met.wait(60)
             txn.lock_accounts((second,))
             put(txn, f"f{first}")
 
@@ -201,6 +201,17 @@ async def test_jobs_on_one_account_take_turns_over_nodes(backend: PostgresBacken
         assert [seq for seq, _ in events] == list(range(NOON_US, NOON_US + 160))
 
 
+async def until_listening(backend: PostgresBackend, count: int) -> None:
+    """Wait until so many nodes listen and have had their first look."""
+    async with asyncio.timeout(60):
+        with psycopg.connect(backend.url, autocommit=True) as other:
+            while other.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE 'SELECT last_seq%extract%' AND state LIKE 'idle%'"
+            ).fetchone() != (count,):
+                await asyncio.sleep(0.02)
+
+
 async def test_other_nodes_hear_of_numbers_and_accounts(backend: PostgresBackend) -> None:
     async with started(backend) as one, started(backend, poll_s=30.0) as two:
         heard: asyncio.Queue[ForeignCommits] = asyncio.Queue()
@@ -213,9 +224,9 @@ async def test_other_nodes_hear_of_numbers_and_accounts(backend: PostgresBackend
             txn.announce(7)
             txn.announce(3)
 
-        await asyncio.sleep(0.3)  # until both listen
+        await until_listening(backend, 2)
         await one.transact("job", job)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await heard.get() == ForeignCommits(NOON_US, (3, 7))
         assert two.last_seq == NOON_US
         assert own == []
@@ -228,7 +239,7 @@ async def test_a_number_that_nobody_was_told_of_is_found(backend: PostgresBacken
         engine.add_foreign_hook(heard.put_nowait)
         with psycopg.connect(backend.url, autocommit=True) as other:
             other.execute("UPDATE seq SET last_seq = 5000")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await heard.get() == ForeignCommits(5000, ())
         assert engine.last_seq == 5000
 
@@ -239,13 +250,13 @@ async def test_after_a_lost_connection_everything_may_have_changed(
     async with started(backend) as engine:
         heard: asyncio.Queue[ForeignCommits] = asyncio.Queue()
         engine.add_foreign_hook(heard.put_nowait)
-        await asyncio.sleep(0.3)
+        await until_listening(backend, 1)
         with psycopg.connect(backend.url, autocommit=True) as other:
             other.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND query LIKE 'SELECT last_seq%extract%'"
             )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await heard.get() == ForeignCommits(0, None)
 
 
@@ -295,7 +306,7 @@ async def test_a_restart_of_the_database_delays_writes_and_fails_none() -> None:
     server = private_server()
     try:
         backend = PostgresBackend(make_database(server.url))
-        async with started(backend, reconnect_s=20.0) as engine:
+        async with started(backend, reconnect_s=60.0) as engine:
             await engine.transact("put", put_with_event, "before")
             await asyncio.to_thread(server.stop, signal.SIGINT)
             tasks = await queue_jobs(
