@@ -10,15 +10,12 @@ again. See `pds.services.jobs`.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-from pds.app.foundation import Foundation
+from pds.app.foundation import Foundation, name_node
 from pds.blobstore.replicated import ReplicatedBlobStore
 from pds.errors import RemoteError, StoreError, Unavailable
 from pds.log import get_logger
@@ -90,7 +87,7 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
     retention = EventRetention(
         engine=base.engine, clock=base.clock, window_s=base.config.federation.backfill_s
     )
-    schedule = Schedule(engine=base.engine, node=_node_name(), is_shared=base.config.data.is_shared)
+    schedule = Schedule(engine=base.engine, node=name_node(), is_shared=base.config.data.is_shared)
     schedule.add("clock.check", base.clock.check, every_s=5, first_after_s=5, per_node=True)
     schedule.add("accounts.recover", services.accounts.recover, every_s=30, at_start=True)
     schedule.add("identity.recover", services.identity_journal.recover, every_s=30, at_start=True)
@@ -150,11 +147,6 @@ def build_schedule(base: Foundation, services: Services) -> Schedule:
 async def _sweep_now(base: Foundation, sweep: Callable[[int], Awaitable[int]]) -> int:
     """Sweep by the clock that is believed."""
     return await sweep(base.clock.now_us())
-
-
-def _node_name() -> str:
-    """This process among all that share a database, in a form that an operator recognizes."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 def _add_blob_repairs(schedule: Schedule, base: Foundation) -> None:

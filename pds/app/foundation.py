@@ -5,7 +5,9 @@ it starts anew, with what other hosts say.
 """
 
 import asyncio
+import os
 import secrets
+import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -57,6 +59,11 @@ class Foundation:
     plc: PlcClient
     resolver: IdentityResolver
     rotation_signer: Signer
+
+
+def name_node() -> str:
+    """Name this process among all that share a database, so that an operator recognizes it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 async def lay_foundation(

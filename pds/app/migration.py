@@ -1,12 +1,9 @@
 """Makes the service that moves whole accounts."""
 
 import asyncio
-import os
-import secrets
-import socket
 from dataclasses import dataclass
 
-from pds.app.foundation import Foundation
+from pds.app.foundation import Foundation, name_node
 from pds.services.account_lifecycle import AccountLifecycle
 from pds.services.account_status import IdentityCheck
 from pds.services.accounts import Accounts
@@ -97,7 +94,7 @@ def build_migration(base: Foundation, parts: MovingParts) -> Migration:
             service_did=config.service_did,
             recovery_did_key=config.identity.recovery_did_key,
             invite_required=config.sign_up.invite_required,
-            node=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
+            node=name_node(),
             is_alone=not config.data.is_shared,
             sleep=asyncio.sleep,
         )

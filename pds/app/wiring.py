@@ -1,12 +1,11 @@
 """Makes the services out of the foundation and the settings: which part gets which."""
 
-import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import pds
+from pds.app.accounts import build_accounts, build_sessions
 from pds.app.app_views import ViewServices, build_views
 from pds.app.foundation import Foundation
 from pds.app.hostname import build_hostname_change
@@ -23,22 +22,17 @@ from pds.app.moving import build_repo_imports
 from pds.app.operator import OperatorParts, build_operator
 from pds.app.options import Options
 from pds.config import Config
-from pds.errors import ConfigError, RemoteError
 from pds.identity.lexicon_names import LexiconAuthorities
 from pds.net.dns import DnsClient, DnsSettings
 from pds.net.xrpc_client import XrpcClient
-from pds.protocol.data import Json
 from pds.protocol.lexicon.catalog import Catalog
 from pds.protocol.mst.tree import NodeCache
 from pds.protocol.syntax import Did, Handle
 from pds.services import Services
 from pds.services.account_cache import AccountCache
-from pds.services.account_creation import AccountCreation, CreationSettings
 from pds.services.account_email import AccountEmail
-from pds.services.account_journal import AccountJournal
 from pds.services.account_lifecycle import AccountLifecycle
 from pds.services.account_mails import AccountMails
-from pds.services.account_rows import AccountRows
 from pds.services.account_states import AccountStates
 from pds.services.account_status import AccountReports, IdentityCheck
 from pds.services.accounts import Accounts
@@ -54,11 +48,9 @@ from pds.services.health import Health
 from pds.services.hosting import Hosting
 from pds.services.identity import AskAppview, Identity
 from pds.services.invites import Invites, InviteSettings
-from pds.services.journal_settling import JournalSettings
 from pds.services.lexicon_fetch import LexiconFetcher
 from pds.services.lexicon_resolution import Lexicons
 from pds.services.lexicons import load_catalog
-from pds.services.login_limits import LoginLimits
 from pds.services.mail_tokens import MailTokens
 from pds.services.operator import Operator
 from pds.services.password_reset import PasswordReset
@@ -70,8 +62,7 @@ from pds.services.reserved_keys import ReservedKeys
 from pds.services.rewinds import Rewinds
 from pds.services.server_info import ServerInfo, ServerInfoSettings
 from pds.services.service_tokens import ServiceTokens
-from pds.services.session_tokens import SessionTokens
-from pds.services.sessions import Sessions, SessionSettings
+from pds.services.sessions import Sessions
 
 ASK_TIMEOUT_S: Final = 3.0
 OWN_SCHEMA_NODES: Final = 200
@@ -141,11 +132,7 @@ def build_services(base: Foundation, passwords: Passwords, options: Options) -> 
         account_mails=common.mails,
         account_reports=AccountReports(engine=engine, identities=common.identities),
         accounts=common.accounts,
-        admin=AdminAuth(
-            config.secrets.admin_password,
-            common.rate_limits,
-            secret=config.secrets.jwt_secret or "",
-        ),
+        admin=_build_admin_auth(base, common),
         app_views=views.app_views,
         appview_choices=views.appview_choices,
         app_passwords=AppPasswords(engine=engine, clock=clock, sessions=sessions),
@@ -205,11 +192,11 @@ def _build_common(base: Foundation, passwords: Passwords, options: Options) -> _
     mails = build_mails(
         config, engine=engine, clock=clock, tokens=mail_tokens, mailbox=options.mailbox
     )
-    sessions = _build_sessions(base, cache, passwords, rate_limits)
+    sessions = build_sessions(base, cache, passwords, rate_limits)
     reserved_keys = ReservedKeys(engine=engine, clock=clock, keystore=keystore)
     lexicons = _build_lexicons(base, catalog)
     return _Common(
-        accounts=_build_accounts(
+        accounts=build_accounts(
             base,
             cache,
             sessions=sessions,
@@ -354,6 +341,15 @@ def _build_operator(base: Foundation, common: _Common) -> Operator:
     return build_operator(base, parts, clock_id=_draw_clock_id())
 
 
+def _build_admin_auth(base: Foundation, common: _Common) -> AdminAuth:
+    secret_settings = base.config.secrets
+    return AdminAuth(
+        secret_settings.admin_password,
+        common.rate_limits,
+        secret=secret_settings.jwt_secret or "",
+    )
+
+
 def _build_password_reset(base: Foundation, common: _Common) -> PasswordReset:
     return PasswordReset(
         engine=base.engine,
@@ -384,67 +380,6 @@ def _build_invites(base: Foundation) -> Invites:
             epoch_s=config.sign_up.invite_epoch_s,
         ),
     )
-
-
-def _build_sessions(
-    base: Foundation, cache: AccountCache, passwords: Passwords, rate_limits: RateLimits
-) -> Sessions:
-    config = base.config
-    if not config.secrets.jwt_secret:
-        raise ConfigError("PDS_JWT_SECRET is missing")
-    return Sessions(
-        engine=base.engine,
-        clock=base.clock,
-        wall=base.time,
-        accounts=cache,
-        tokens=SessionTokens(
-            secrets=[config.secrets.jwt_secret],
-            service_did=config.service_did,
-            former_dids=config.further_service_dids,
-        ),
-        passwords=passwords,
-        settings=SessionSettings(limits=LoginLimits() if config.rates.sign_ins_enabled else None),
-        rate_limits=rate_limits,
-        did_documents=_documents_for_sessions(base),
-    )
-
-
-def _build_accounts(
-    base: Foundation,
-    cache: AccountCache,
-    *,
-    sessions: Sessions,
-    passwords: Passwords,
-    handles: HandlePolicy,
-    reserved_keys: ReservedKeys,
-    mails: AccountMails,
-) -> Accounts:
-    rows = AccountRows(keystore=base.keystore, sessions=sessions, cache=cache)
-    journal = AccountJournal(
-        engine=base.engine,
-        clock=base.clock,
-        keystore=base.keystore,
-        rows=rows,
-        plc=base.plc,
-        rotation_signer=base.rotation_signer,
-        settings=JournalSettings(exclusive=not base.config.data.is_shared),
-    )
-    creation = AccountCreation(
-        engine=base.engine,
-        clock=base.clock,
-        keystore=base.keystore,
-        rows=rows,
-        journal=journal,
-        sessions=sessions,
-        passwords=passwords,
-        handles=handles,
-        resolver=base.resolver,
-        rotation_signer=base.rotation_signer,
-        mails=mails,
-        settings=_creation_settings(base.config),
-        reserved_keys=reserved_keys,
-    )
-    return Accounts(cache=cache, creation=creation, journal=journal)
 
 
 def _build_identity_check(base: Foundation) -> IdentityCheck:
@@ -479,32 +414,6 @@ def _build_service_tokens(base: Foundation, cache: AccountCache) -> ServiceToken
         former_dids=base.config.further_service_dids,
         moderator_did=base.config.federation.mod_service_did,
         dev=base.config.is_unguarded,
-    )
-
-
-def _documents_for_sessions(base: Foundation) -> Callable[[Did], Awaitable[Json]] | None:
-    """DID documents for session answers: a login never waits long for the directory."""
-    if not base.config.identity.did_doc_with_session:
-        return None
-
-    async def fetch(did: Did) -> Json:
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                document = await base.resolver.resolve_did(did)
-        except (RemoteError, TimeoutError):
-            return None
-        return dict(document.source)
-
-    return fetch
-
-
-def _creation_settings(config: Config) -> CreationSettings:
-    return CreationSettings(
-        public_url=config.public_url,
-        invite_required=config.sign_up.invite_required,
-        recovery_did_key=config.identity.recovery_did_key,
-        blocked_email_domains=frozenset(config.mail.blocked_domains),
-        dev=config.is_unguarded or config.is_local,
     )
 
 
