@@ -96,6 +96,16 @@ class AccountRequest:
     has_plc_op: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Repetition:
+    """A call for an account that waits here already."""
+
+    account: Account
+    claim: Claim
+    opening: Opening
+    replay: ReplayId | None
+
+
 class AccountCreation:
     """Opens accounts."""
 
@@ -250,7 +260,7 @@ class AccountCreation:
         """Make the place for an identity that points elsewhere, and still may (ACC-1, ACC-21)."""
         existing = await self._engine.read("account.existing", get_account_by_did, did)
         if existing is not None:
-            return await self._resume(existing, password, replay)
+            return await self._resume(existing, claim, password, replay)
         document = await self._resolve_brought(did)
         account, session = await self._insert_for(
             claim, did, password, opening=self._sessions.prepare(), replay=replay
@@ -320,10 +330,11 @@ class AccountCreation:
         return await self._engine.transact("account.import", self._rows.insert, new)
 
     async def _resume(
-        self, account: Account, password: str, replay: ReplayId | None
+        self, account: Account, claim: Claim, password: str, replay: ReplayId | None
     ) -> SessionView:
         """Answer a repeated call like the first one, if it knows the password (ACC-24).
 
+        Another handle or address than the first time counts, as the owner means the last one.
         Guesses count like those at signing in: the old host, which can sign the token, may make
         some.
         """
@@ -335,25 +346,25 @@ class AccountCreation:
             raise account_exists() from error
         if account.status is not AccountStatus.DEACTIVATED:
             raise account_exists()
-        session = await self._engine.transact(
+        if claim.handle != account.handle:
+            await self._check_brought_handle(claim.handle, account.did)
+        again = _Repetition(account, claim, self._sessions.prepare(), replay)
+        account, session = await self._engine.transact(
             "session.open",
             self._open_again,
-            account,
-            self._sessions.prepare(),
-            replay,
+            again,
             self._clock.now_us(),
             accounts=(account.aid,),
         )
         return await self._sessions.view_opened(account, session)
 
-    def _open_again(
-        self, txn: Txn, account: Account, opening: Opening, replay: ReplayId | None, now_us: int
-    ) -> Session:
+    def _open_again(self, txn: Txn, again: "_Repetition", now_us: int) -> tuple[Account, Session]:
         """Open a session unless what was found out has changed meanwhile."""
-        refuse_replay(txn, replay, now_us)
-        if get_account_by_did(txn, account.did) != account:
+        refuse_replay(txn, again.replay, now_us)
+        if get_account_by_did(txn, again.account.did) != again.account:
             raise account_exists()
-        return self._sessions.open_session(txn, account, opening)
+        account = self._rows.amend(txn, again.account, again.claim)
+        return account, self._sessions.open_session(txn, account, again.opening)
 
     async def _secret_for(self, did: Did) -> bytes:
         """Return the key that was reserved for a DID, else a new one (ACC-15)."""

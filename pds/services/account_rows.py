@@ -5,7 +5,7 @@ is first asked for and again in the transaction that makes it. `AccountRows.inse
 key, empty repo, invite use, session and, unless the account starts deactivated, its events.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pds.errors import RequestError
@@ -30,6 +30,8 @@ from pds.store.accounts import (
     get_account_by_email,
     get_account_by_handle,
     insert_account,
+    update_email,
+    update_handle,
     update_key,
 )
 from pds.store.engine import Txn
@@ -86,17 +88,26 @@ def check_claim(txn: Txn, claim: Claim, journal_id: int | None = None) -> None:
         raise RequestError("InvalidInviteCode", "Provided invite code not available")
     if claim.did is not None and get_account_by_did(txn, claim.did) is not None:
         raise account_exists()
-    reserved = get_journal(txn, JOURNAL_KIND, claim.handle)
+    _check_handle(txn, claim.handle, journal_id)
+    if claim.email is not None:
+        _check_email(txn, claim.email)
+
+
+def _check_handle(txn: Txn, handle: Handle, journal_id: int | None = None) -> None:
+    reserved = get_journal(txn, JOURNAL_KIND, handle)
     if (
-        get_account_by_handle(txn, claim.handle) is not None
+        get_account_by_handle(txn, handle) is not None
         or (reserved is not None and reserved.journal_id != journal_id)
-        or get_journal(txn, HANDLE_KIND, claim.handle) is not None
+        or get_journal(txn, HANDLE_KIND, handle) is not None
     ):
-        raise RequestError("HandleNotAvailable", f"Handle already taken: {claim.handle}")
-    if journal_id is None and is_handle_reserved(txn, claim.handle):
+        raise RequestError("HandleNotAvailable", f"Handle already taken: {handle}")
+    if journal_id is None and is_handle_reserved(txn, handle):
         raise RequestError("HandleNotAvailable", "Reserved handle")
-    if claim.email is not None and get_account_by_email(txn, claim.email) is not None:
-        raise RequestError("InvalidRequest", f"Email already taken: {claim.email}")
+
+
+def _check_email(txn: Txn, email: str) -> None:
+    if get_account_by_email(txn, email) is not None:
+        raise RequestError("InvalidRequest", f"Email already taken: {email}")
 
 
 def account_exists() -> RequestError:
@@ -113,6 +124,27 @@ class AccountRows:
         self._keystore = keystore
         self._sessions = sessions
         self._cache = cache
+
+    def amend(self, txn: Txn, account: Account, claim: Claim) -> Account:
+        """Give an account that waits for its owner the handle and address of a repeated call.
+
+        A confirmed address stays: only its holder may replace it. Nothing is announced; the
+        activation announces the handle. Raises: RequestError, as `check_claim` (ACC-24).
+        """
+        if claim.handle != account.handle:
+            _check_handle(txn, claim.handle)
+            update_handle(txn, account.aid, claim.handle)
+            account = replace(account, handle=claim.handle)
+        if (
+            claim.email is not None
+            and claim.email != account.email
+            and account.email_confirmed_at is None
+        ):
+            _check_email(txn, claim.email)
+            update_email(txn, account.aid, claim.email, confirmed_at=None)
+            account = replace(account, email=claim.email)
+        self._cache.forget_after(txn, account.aid)
+        return account
 
     def insert(self, txn: Txn, new: NewRows) -> tuple[Account, Session | None]:
         """Make an account with everything that belongs to it.

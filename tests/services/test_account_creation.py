@@ -19,8 +19,10 @@ from pds.store.accounts import (
     AccountStatus,
     get_account_by_did,
     update_deactivation,
+    update_email,
     update_takedown,
 )
+from pds.store.engine import Txn
 from tests.fakes.plc import Mood
 from tests.services.creation_host import (
     OPERATOR_KEY,
@@ -385,6 +387,36 @@ async def test_repeated_call_gets_the_same_account_if_it_knows_the_password(
     assert await refusal(
         host.accounts.create(host.request(did=MOVER, password="another password"), service())
     ) == ("InvalidRequest", 400)
+
+
+async def test_repeated_call_gives_the_account_what_it_asks_for(host: CreationHost) -> None:
+    """ACC-24: a tool that is run again with another handle gets that one, or a refusal."""
+    publish(host)
+    other = await host.accounts.create(host.request(handle="taken.pds.test", email="t@mail.test"))
+    view = await host.accounts.create(host.request(did=MOVER), service())
+    again = host.request(did=MOVER, handle="mover.pds.test", email="mover@mail.test")
+    view = await host.accounts.create(again, service())
+    assert (view.did, view.handle, view.email) == (MOVER, "mover.pds.test", "mover@mail.test")
+    account = await host.accounts.lookup(MOVER)
+    assert account is not None
+    assert (account.handle, account.email) == ("mover.pds.test", "mover@mail.test")
+
+    for taken, error in (
+        ({"handle": other.handle}, "HandleNotAvailable"),
+        ({"email": "t@mail.test"}, "InvalidRequest"),
+        ({"handle": "elsewhere.example"}, "InvalidHandle"),
+    ):
+        wanted = {"handle": "new.pds.test", "email": "new@mail.test"} | taken
+        refused = host.accounts.create(host.request(did=MOVER, **wanted), service())
+        assert await refusal(refused) == (error, 400)
+        assert await host.accounts.lookup(MOVER) == account
+
+    def confirm(txn: Txn) -> None:
+        update_email(txn, account.aid, account.email, confirmed_at=account.created_at)
+
+    await host.engine.transact("test", confirm)
+    view = await host.accounts.create(host.request(did=MOVER), service())
+    assert (view.handle, view.email) == ("alice.pds.test", "mover@mail.test")
 
 
 async def test_repeated_call_never_touches_an_account_that_is_not_deactivated(

@@ -1,8 +1,7 @@
 """indigo's relay crawls this server, through restarts and kills.
 
-The relay is no package of any registry: build it from its repository (`go build ./cmd/relay`) and
-name the program in PDS_TEST_RELAY. Its public requestCrawl refuses loopback, so the host is written
-into its database.
+The relay is no package of any registry: name its program in PDS_TEST_RELAY. Its public requestCrawl
+refuses loopback, so the host is written into its database.
 """
 
 import asyncio
