@@ -28,13 +28,12 @@ from pds.services.jobs import Schedule
 from pds.services.plc_watch import EVERY_S as WATCH_PERIOD_S
 from pds.services.rewinds import Rewinds
 from pds.services.sweeping import finish_in_steps, sweep_rows
-from pds.store.clock import get_accepted_us
+from pds.store.clock import US_PER_S, get_accepted_us
 from pds.store.jobs import forget_old_jobs
 from pds.store.nodes import forget_old_nodes
 from pds.store.repos import delete_garbage, list_garbage
 from pds.store.used_tokens import delete_expired_tokens
 
-US_PER_S: Final = 1_000_000
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 DAY_US: Final = DAY_S * US_PER_S

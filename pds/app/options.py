@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pds.services.jobs import Sleep
 from pds.services.mail import MemoryMailbox
 from pds.services.plc_directory import PlcDirectory
-from pds.store.clock import Reading, read_clocks
-
-US_PER_S = 1_000_000
+from pds.store.clock import US_PER_S, Reading, read_clocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from pds.app import read_beside
 from pds.config import load_config
+from pds.store.clock import US_PER_S
 from pds.store.jobs import JobRow, list_jobs
 
-US_PER_S: Final = 1_000_000
 UNITS: Final = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 
 

@@ -38,12 +38,11 @@ from pds.store.accounts import (
     get_account_by_aid,
     list_overdue_accounts,
 )
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.erasure import erase_some
 from pds.store.journal import delete_journal, list_journal
 
-US_PER_S: Final = 1_000_000
 MIN_NOTICE_S: Final = 86_400
 """Between the wish to be deleted, made with a session alone, and the deletion."""
 SWEEP_ACCOUNTS: Final = 100

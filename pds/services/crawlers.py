@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pds.errors import RemoteError, StoreError
 from pds.services.jobs import Sleep
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.crawl_requests import claim_crawl_requests, release_crawl_request
 from pds.store.engine import Engine, Txn
 
@@ -38,7 +38,6 @@ START_GAP_S: Final = 60.0
 more often."""
 GAP_SLACK_S: Final = 5.0
 """By how much the clocks of two nodes may make 20 minutes look shorter."""
-US_PER_S: Final = 1_000_000
 
 _PATH: Final = "/xrpc/com.atproto.sync.requestCrawl"
 _log: Final = logging.getLogger(__name__)

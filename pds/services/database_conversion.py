@@ -25,6 +25,7 @@ from enum import StrEnum
 from typing import Final
 
 from pds.errors import ConfigError, Corrupt, Unavailable
+from pds.store.clock import US_PER_S
 from pds.store.convert import Comparison, Heads, check_heads, compare_rows, copy_rows
 from pds.store.convert_mark import Mark, Stage
 from pds.store.convert_schema import Schema
@@ -34,8 +35,6 @@ from pds.store.migrate import SCHEMA_VERSION
 MAX_ROUNDS: Final = 4
 FEW_CHANGES: Final = 2000
 """So few rows are written in well under a second: another round would not shorten the pause."""
-
-US_PER_S: Final = 1_000_000
 
 
 class Step(StrEnum):

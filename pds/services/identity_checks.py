@@ -29,6 +29,7 @@ from pds.services.account_states import AccountStates
 from pds.services.handles import HandlePolicy
 from pds.services.repo_txn import emit_identity
 from pds.store.accounts import Account, get_account_by_aid, list_accounts
+from pds.store.clock import US_PER_S
 from pds.store.engine import Engine, Txn
 from pds.store.identity_troubles import (
     Look,
@@ -50,7 +51,6 @@ CONFIRM_S: Final = 4 * 3600
 MIN_SUSPICIOUS: Final = 3
 """So many accounts of one run that moved, and half of them, are a mistake of ours."""
 
-_US_PER_S: Final = 1_000_000
 
 _log: Final = get_logger(__name__)
 
@@ -110,7 +110,7 @@ class IdentityChecks:
         """Look at the next accounts, if the last round began long enough ago; return how many."""
         look = await self._engine.read("identity.look", get_look)
         if look is None or look.is_over:
-            if look is not None and now_us - look.started_us < ROUND_S * _US_PER_S:
+            if look is not None and now_us - look.started_us < ROUND_S * US_PER_S:
                 return 0
             look = Look(now_us, 0, False)
         accounts = await self._engine.read("identity.accounts", _list, look.after_aid, self._batch)
@@ -175,7 +175,7 @@ class IdentityChecks:
                     emit_identity(txn, account.aid, account.did, account.handle)
         elif known is None or known.kind != finding:
             put_trouble(txn, account.aid, Trouble(finding, now_us, False))
-        elif not known.is_settled and now_us - known.since_us >= CONFIRM_S * _US_PER_S:
+        elif not known.is_settled and now_us - known.since_us >= CONFIRM_S * US_PER_S:
             if finding is Finding.MOVED and not may_act:
                 return
             put_trouble(txn, account.aid, Trouble(finding, known.since_us, True))

@@ -50,10 +50,10 @@ from pds.services.identity_acts import (
     find_act,
     under_way,
 )
-from pds.services.journal_settling import US_PER_S, JournalSettings, Settled
+from pds.services.journal_settling import JournalSettings, Settled
 from pds.services.plc_asking import PlcInTime, PlcPublisher, no_answer, refusing_without_plc
 from pds.services.unbroken import UnbrokenActs
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.journal import JournalRow, list_journal
 from pds.store.reserved_handles import HANDLE_KIND

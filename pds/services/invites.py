@@ -19,7 +19,7 @@ from pds.errors import RequestError
 from pds.protocol.data import Json
 from pds.services.audit import Order, carry_out, note_act
 from pds.store.accounts import Account, get_account_by_aid
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.invite_lists import ListedInvite, list_invites_of
 from pds.store.invites import (
@@ -36,7 +36,6 @@ MAX_USES: Final = 100_000
 MAX_OPEN_CODES: Final = 5
 """Earned codes that an account may hold unused."""
 MAX_LISTED: Final = 10_000
-US_PER_S: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

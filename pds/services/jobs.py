@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pds.errors import RemoteError, StoreError
 from pds.log import get_logger
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.jobs import (
     FinishedRun,
@@ -35,7 +35,6 @@ from pds.store.jobs import (
     take_job,
 )
 
-US_PER_S: Final = 1_000_000
 LEASE_S: Final = 60.0
 """Far longer than the 2 s by which the clocks of two nodes may differ."""
 LOOK_S: Final = 600.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from pds.store.clock import US_PER_S
 from pds.store.journal import JournalRow
 
-US_PER_S: Final = 1_000_000
 MAX_DOUBLINGS: Final = 16
 
 

@@ -42,7 +42,7 @@ from pds.services.lexicon_fetch import (
 from pds.services.lexicon_memory import Learned, LexiconMemory
 from pds.services.settings import LexiconPolicy
 from pds.services.sweeping import sweep_rows
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.lexicon_cache import (
     SavedLexicon,
@@ -77,7 +77,6 @@ BYTES_PER_BYTE: Final = 40
 """What one byte of a document takes once it is parsed and compiled, roughly: measured 15 to 100."""
 ENTRY_BYTES: Final = 4000
 MAX_ROWS: Final = 20_000
-US_PER_S: Final = 1_000_000
 
 _log: Final = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 from pds.errors import RequestError
 from pds.services.sweeping import sweep_rows
+from pds.store.clock import US_PER_S
 from pds.store.engine import Engine, Txn
 from pds.store.mail_tokens import (
     delete_account_mail_tokens,
@@ -46,7 +47,6 @@ KEEP_EXPIRED_S: Final = 86_400
 """How long an expired code is still told from a wrong one."""
 MAX_GIVEN_CHARS: Final = 64
 
-_US_PER_S: Final = 1_000_000
 _KEY_LABEL: Final = b"freehold mail codes 1"
 
 
@@ -121,7 +121,7 @@ class MailTokens:
 
     async def sweep(self, now_us: int) -> int:
         """Delete codes that expired long ago; return how many there were."""
-        before_us = now_us - (LIFETIME_S + KEEP_EXPIRED_S) * _US_PER_S
+        before_us = now_us - (LIFETIME_S + KEEP_EXPIRED_S) * US_PER_S
         return await sweep_rows(self._engine, "mail_token.sweep", delete_old_mail_tokens, before_us)
 
     def _refusal(self, txn: Txn, given: MailCode) -> RequestError | None:
@@ -136,7 +136,7 @@ class MailTokens:
             else:
                 delete_mail_token(txn, given.aid, given.purpose)
             return invalid_token()
-        if given.now_us >= stored.created_at + LIFETIME_S * _US_PER_S:
+        if given.now_us >= stored.created_at + LIFETIME_S * US_PER_S:
             return RequestError("ExpiredToken", "Token is expired")
         delete_mail_token(txn, given.aid, given.purpose)
         return None

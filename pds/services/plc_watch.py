@@ -25,7 +25,7 @@ from pds.services.audit import Order, note_act
 from pds.services.plc_asking import PlcLogReader
 from pds.services.settings import setting
 from pds.store.accounts import Account, get_account_by_aid
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.plc_watch import (
     ForeignOperation,
@@ -42,7 +42,6 @@ from pds.store.plc_watch import (
     set_told,
 )
 
-US_PER_S: Final = 1_000_000
 EVERY_S: Final = 300
 """Between two runs of the job."""
 BATCH: Final = 500

@@ -34,6 +34,7 @@ from zlib import crc32
 
 from pds.errors import RequestError, StoreError
 from pds.services.sweeping import sweep_rows
+from pds.store.clock import US_PER_S
 from pds.store.engine import Engine
 from pds.store.rate_counts import (
     RateCount,
@@ -42,7 +43,6 @@ from pds.store.rate_counts import (
     list_rate_counts,
 )
 
-US_PER_S: Final = 1_000_000
 MAX_SUBJECTS: Final = 10_000
 """Subjects of one limit that are remembered; one takes about 300 bytes."""
 SHARED_FROM: Final = 16

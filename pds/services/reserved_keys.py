@@ -16,7 +16,7 @@ from typing import Final
 from pds.errors import RequestError
 from pds.protocol.keys import Curve, generate_secret, make_signer
 from pds.services.sweeping import sweep_rows
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import NONCE_BYTES, Keystore
 from pds.store.reserved_keys import (
@@ -32,8 +32,6 @@ CURVE: Final[Curve] = "k256"
 LIFETIME_S: Final = 7 * 86_400
 MAX_RESERVED: Final = 100_000
 """In all: some hundred bytes each, and far more than any host opens accounts in a week."""
-
-_US_PER_S: Final = 1_000_000
 
 
 class ReservedKeys:
@@ -70,18 +68,18 @@ class ReservedKeys:
 
         Whoever uses it drops the reservation in the same transaction.
         """
-        since_us = self._clock.now_us() - LIFETIME_S * _US_PER_S
+        since_us = self._clock.now_us() - LIFETIME_S * US_PER_S
         key = await self._engine.read("key.reserved", _get, did, since_us)
         return None if key is None else self._keystore.open(seal_subject(key.did_key), key.secret)
 
     async def sweep(self, now_us: int) -> int:
         """Drop reservations that are too old; return how many there were."""
-        before_us = now_us - LIFETIME_S * _US_PER_S
+        before_us = now_us - LIFETIME_S * US_PER_S
         return await sweep_rows(self._engine, "key.sweep", delete_old_reserved_keys, before_us)
 
     def _reserve(self, txn: Txn, new: ReservedKey) -> str:
         if new.did is not None:
-            since_us = new.created_at - LIFETIME_S * _US_PER_S
+            since_us = new.created_at - LIFETIME_S * US_PER_S
             known = get_reserved_key(txn, new.did, since_us=since_us)
             if known is not None:
                 return known.did_key

@@ -40,7 +40,7 @@ from pds.services.account_creation import Resolver
 from pds.services.method_policy import CREATE_ACCOUNT, is_privileged, is_protected
 from pds.services.principal import Principal, PrincipalKind, ReplayId
 from pds.store.accounts import Account, AccountStatus
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine
 from pds.store.keystore import Keystore
 
@@ -48,7 +48,6 @@ MAX_REMEMBERED: Final = 100_000
 """Replay ids in memory, as digests: issuers choose how long theirs are. Beyond that the oldest are
 forgotten early."""
 MAX_AUDIENCE_BYTES: Final = 2048
-US_PER_S: Final = 1_000_000
 
 LABELER_ID: Final = "#atproto_labeler"
 """How a moderation service names itself behind its DID, in the older form of issuers."""

@@ -44,10 +44,9 @@ from pds.store.app_passwords import (
     list_app_passwords,
     update_app_password_hash,
 )
-from pds.store.clock import Clock
+from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
 
-US_PER_S: Final = 1_000_000
 PLACEHOLDER_HANDLE: Final = "handle.invalid"
 
 DidDocuments = Callable[[Did], Awaitable[Json]]

@@ -29,19 +29,19 @@ from typing import Final, Protocol
 from pds.errors import Unavailable
 from pds.store.engine import Txn
 
-SECOND_US: Final = 1_000_000
-DAY_US: Final = 86_400 * SECOND_US
+US_PER_S: Final = 1_000_000
+DAY_US: Final = 86_400 * US_PER_S
 
-STEP_TOLERANCE_US: Final = 2 * SECOND_US
+STEP_TOLERANCE_US: Final = 2 * US_PER_S
 """A change against the boot clock up to this is a correction, not a jump."""
 
 SLEW_PER_MILLE: Final = 1
 """NTP slews by at most 0.5 per mille; so much more may differ when the last look is long ago."""
 
-REFERENCE_TOLERANCE_US: Final = 30 * SECOND_US
+REFERENCE_TOLERANCE_US: Final = 30 * US_PER_S
 """A Date header has whole seconds and may come out of a cache or over a slow line."""
 
-EARLIEST_US: Final = 1_735_689_600 * SECOND_US
+EARLIEST_US: Final = 1_735_689_600 * US_PER_S
 """2025-01-01: a clock before this was never set."""
 
 _log: Final = logging.getLogger(__name__)
@@ -109,9 +109,9 @@ class ClockJudge:
         if abs(change_us) > STEP_TOLERANCE_US + passed_us * SLEW_PER_MILLE // 1000:
             self._anchor = None
             self.basis = None
-            self.doubt = f"the clock jumped by {change_us / SECOND_US:+.1f} s"
+            self.doubt = f"the clock jumped by {change_us / US_PER_S:+.1f} s"
             return False
-        if passed_us > SECOND_US:
+        if passed_us > US_PER_S:
             self._anchor = reading
         return True
 
@@ -132,7 +132,7 @@ class ClockJudge:
             if agreeing * 2 > len(references_us):
                 return self._believe(reading, Basis.REFERENCE)
             off_us = sorted(references_us)[len(references_us) // 2] - wall_us
-            return self._doubt(f"other hosts' clocks differ by {off_us / SECOND_US:+.1f} s")
+            return self._doubt(f"other hosts' clocks differ by {off_us / US_PER_S:+.1f} s")
         if not starting:
             return self._doubt(self.doubt or "the clock jumped")
         if self._last_seq == 0:
@@ -261,4 +261,4 @@ def parse_date_header(text: str) -> int | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * SECOND_US
+    return int(moment.timestamp()) * US_PER_S
