@@ -459,6 +459,8 @@ def _show(move: Mapping[str, Any], options: Mapping[str, Any]) -> int:
         click.echo(f"! {warning}")
     if move.get("document") is not None and move["status"] == "waiting":
         click.echo(json.dumps(move["document"], indent=2))
+    if move.get("signIn") is not None:
+        click.echo(f"sign in: {move['signIn']['url']}")
     if problem is not None:
         click.echo(f"{problem['message']}.", err=True)
         click.echo(f"Next: {problem['nextStep']}", err=True)

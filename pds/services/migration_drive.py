@@ -81,7 +81,7 @@ async def _take_step(work: Work) -> None:
         raise MoveProblem(
             Code.LOGIN_NEEDED,
             "The move was cut off before the account was made",
-            "Start the same move again",
+            "Start the same move again, in the same way",
         )
     steps = _IN if work.direction is Direction.IN else _OUT
     await attempt(work, steps[step])

@@ -7,8 +7,9 @@ the code is redeemed, and the session stored with the move before it is used.
 What belongs to a sign-in (verifier, key, and the password and invite code for the account here) is
 locked with a key that is in the `state` of the request and nowhere else: only the browser that
 comes back can open it, no copy of the database and no node by itself. `state` names the move, is
-good once and for an hour. A process that dies between taking the answer and storing the session
-leaves a move that waits for another sign-in; nothing else is lost.
+good once and for an hour. While the answer is worked on the move is running; if the process dies,
+whoever takes the move up finds that it cannot go on by itself and says so (`migration_drive`). The
+order given again goes on with the session, or, if that was not stored yet, has another sign-in.
 
 An answer is believed if it is from the issuer that was asked (RFC 9207) and the tokens are for the
 account that moves: who signs in with another account, or is led astray by another server, changes
@@ -34,7 +35,7 @@ from pds.protocol.oauth.errors import OAuthInvalid
 from pds.protocol.oauth.metadata import ServerMetadata
 from pds.services.migration_problems import Code, MoveProblem, waits_for
 from pds.services.migration_session import SCOPES_TO_TRY, revoke_quietly
-from pds.services.migration_state import US_PER_S, MoveSecrets
+from pds.services.migration_state import US_PER_S, MoveSecrets, Status
 from pds.services.migration_work import Given, Work
 from pds.services.oauth_client import OAuthRefused, PendingSignIn
 
@@ -159,9 +160,8 @@ async def accept(work: Work, redirect: Redirect, state: StateParam) -> Given:
     if kept is None:
         raise unknown_sign_in()
     work.secrets.sign_in = work.state.sign_in = None
-    work.state.note_problem(
-        MoveProblem(Code.LOGIN_NEEDED, "The sign-in at the other host was cut off", AGAIN)
-    )
+    work.state.note_progress()
+    work.status = Status.RUNNING
     await work.save()  # From here on the answer is used, whatever comes.
     pending = kept.pending
     if kept.expires_at < work.parts.clock.now_us():
@@ -194,13 +194,6 @@ async def _redeem(work: Work, pending: PendingSignIn, code: str) -> None:
             f"That was another account than {work.did}",
             "Start the same move again and sign in with the account that moves",
         )
-    work.state.note_problem(
-        MoveProblem(
-            Code.PASSWORD_NEEDED,
-            "The sign-in is done, but the move was cut off before the account was made",
-            "Start the same move again and give the password for this host",
-        )
-    )
     await work.use_session(session)
 
 
