@@ -38,7 +38,7 @@ class Load:
 
     async def export(self, writer: Writer, url: str | None = None) -> dict[str, str]:
         """The repository as whoever answers has it, verified."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     async with (

@@ -189,7 +189,7 @@ class MovingHost:
         compared_s = stopping - began + time.monotonic() - started
         self.first_ack = None
         self.gate.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.first_ack is None:
                 await asyncio.sleep(0.01)
         done.outage_s = self.first_ack - last_ack - compared_s
@@ -209,7 +209,7 @@ class MovingHost:
                     query = {"did": writer.did, "cid": cid}
                     async with self.session.get(url, params=query) as answer:
                         assert await answer.read() == content
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(self.has_heard_all(writer) for writer in self.writers):
                 await asyncio.sleep(0.05)
 

@@ -135,7 +135,7 @@ async def test_dev_prints_where_everything_is_and_cleans_up(tmp_path: Path) -> N
     )  # fmt: skip
     assert process.stdout is not None
     shown = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "Ctrl-C" not in shown:
             line = (await process.stdout.readline()).decode()
             assert line, (await process.communicate())[1].decode()

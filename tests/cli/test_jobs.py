@@ -33,7 +33,7 @@ async def check_beside_a_server(
         node = ServerProcess(folder, plc.url, **settings)
         await node.start()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     assert await asyncio.to_thread(show, node, monkeypatch, "--json") == 0
                     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -65,6 +65,16 @@ async def link_of(setting: Setting, did: str) -> str:
 
 
 async def test_the_browser_comes_back_to_the_server(setting: Setting, door: Door) -> None:
+    table = Path(setting.new.folder) / "moves.csv"
+    table.write_text("account\n")
+    code, _, error = await setting.command("in", "--csv", str(table), "--oauth")
+    assert (code, "--oauth is for one account" in error) == (2, True)
+    door.oauth.server_changes = {"scopes_supported": []}
+    code, _, error = await setting.command(
+        "in", door.alice.did, "--oauth", "--yes", "--password-stdin", stdin=f"{NEW_PASSWORD}\n"
+    )
+    assert code == EXIT_CODES[Code.OAUTH_UNAVAILABLE], error
+    door.oauth.server_changes.clear()
     arguments = ["in", door.alice.did, "--oauth", "--yes", "--password-stdin"]
     url = f"{setting.new.url}/oauth-client/callback?state=1.x&code=1"
     command = asyncio.create_task(_in_process(setting, *arguments))
@@ -170,15 +180,3 @@ async def test_the_address_where_the_browser_ended_is_pasted(setting: Setting, d
             assert await process.wait() == 0, terminal.shown
     move = json.loads((await setting.command("status", did, "--json"))[1])
     assert move["status"] == "done"
-
-
-async def test_wishes_that_do_not_go_together_are_refused(setting: Setting, door: Door) -> None:
-    table = Path(setting.new.folder) / "moves.csv"
-    table.write_text("account\n")
-    code, _, error = await setting.command("in", "--csv", str(table), "--oauth")
-    assert (code, "--oauth is for one account" in error) == (2, True)
-    door.oauth.server_changes = {"scopes_supported": []}
-    code, _, error = await setting.command(
-        "in", door.alice.did, "--oauth", "--yes", "--password-stdin", stdin=f"{NEW_PASSWORD}\n"
-    )
-    assert code == EXIT_CODES[Code.OAUTH_UNAVAILABLE], error

@@ -86,7 +86,7 @@ class KillRun:
             },
         )
         mark = answer["commit"]["rev"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while self.follower.repos.get(marker.did) is None or (
                 (self.follower.repos[marker.did].rev or "") < mark
             ):

@@ -30,7 +30,7 @@ def is_running(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while is_running(pid):
             await asyncio.sleep(0.02)
 

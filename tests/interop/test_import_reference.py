@@ -97,7 +97,7 @@ class Client:
         """Read the firehose behind the last number until a number is reached."""
         taken = []
         url = f"{self.url}/xrpc/com.atproto.sync.subscribeRepos?cursor={follower.last_seq}"
-        async with asyncio.timeout(20), self.session.ws_connect(url) as socket:
+        async with asyncio.timeout(60), self.session.ws_connect(url) as socket:
             while follower.last_seq < at_least:
                 taken.append(follower.take(await socket.receive_bytes()))
         return taken
@@ -403,7 +403,7 @@ async def go_on(client: Client, host: Host, follower: Follower) -> None:
     old_last, revs = follower.last_seq, set()
     url = f"{client.url}/xrpc/com.atproto.sync.subscribeRepos?cursor={old_last}"
     kinds = []
-    async with asyncio.timeout(20), client.session.ws_connect(url) as socket:
+    async with asyncio.timeout(60), client.session.ws_connect(url) as socket:
         while last["commit"]["rev"] not in revs:
             kind, payload = follower.take(await socket.receive_bytes())
             kinds.append(kind)

@@ -72,7 +72,7 @@ async def ends(tmp_path: Path) -> AsyncIterator[Ends]:
 
 
 async def mailed_code(ends: Ends) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             for _, text in reversed(ends.mails):
                 if found := re.search(r"\b[A-Z2-7]{5}-[A-Z2-7]{5}\b", text):

@@ -62,7 +62,7 @@ class Home:
 
     async def mailed_code(self, address: str) -> str:
         """Wait for a mail with a code, and use it up."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while True:
                 for number, (to, text) in enumerate(self.mails):
                     if to == address and (found := CODE.search(text)):
@@ -276,7 +276,7 @@ async def check_events(world: World, home: Home, person: Person, did_key: str) -
     seq = 0
     url = f"{home.url}/xrpc/com.atproto.sync.subscribeRepos"
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         person.client.http.ws_connect(url, params={"cursor": "0"}, max_msg_size=0) as socket,
     ):
         while follower.commits == 0:

@@ -97,7 +97,7 @@ async def newest_seq(session: aiohttp.ClientSession, server: LiveServer, writer:
             session, server.url, "com.atproto.repo.createRecord", token=writer.token, body=body
         )
         writer.records["com.example.note/last"] = answer["cid"]
-        message = await stream.receive(timeout=10)
+        message = await stream.receive(timeout=60)
         seq: int = libipld.decode_dag_cbor_multi(message.data)[1]["seq"]
         return seq
 

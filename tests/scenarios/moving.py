@@ -145,7 +145,7 @@ def add_own_key(hosts: Hosts, did: str) -> None:
 
 async def plc_code(host: Host, *, to: str | None = None) -> str:
     """Wait for the mail with the code, and read the newest."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             for received in reversed(host.mailbox.received()):
                 found = re.search(r"\b[A-Z2-7]{5}-[A-Z2-7]{5}\b", received.mail.text)

@@ -33,7 +33,7 @@ async def following(host: Host) -> AsyncIterator[FakeRelay]:
     plc_url = host.server.config.identity.plc_url
     async with running_relay(plc_url, {hostname: host.url}) as relay:
         relay.follow(hostname)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while host.server.services.firehose.reader_count == 0:
                 await asyncio.sleep(0.005)
         yield relay
@@ -52,7 +52,7 @@ async def status_of(client: Client, did: str) -> Any:
 async def mailed_code(host: Host, person: Person) -> str:
     """Ask for a code to delete the account, and read it in the mailbox."""
     await person.client.post(SERVER + "requestAccountDelete")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             for received in reversed(host.mailbox.received()):
                 found = re.search(r"\b[A-Z2-7]{5}-[A-Z2-7]{5}\b", received.mail.text)

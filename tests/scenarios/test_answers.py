@@ -172,7 +172,7 @@ class Story:
         await self.client.post(f"{SYNC}notifyOfUpdate", hostname=netloc)
         url = f"{self.client.url}/xrpc/{SYNC}subscribeRepos?cursor=0"
         async with self.client.http.ws_connect(url) as socket:
-            message = await socket.receive(timeout=10)
+            message = await socket.receive(timeout=60)
             assert message.type is aiohttp.WSMsgType.BINARY
         self.client.answered.add(f"{SYNC}subscribeRepos")
 

@@ -12,6 +12,7 @@ from pds.config import Config
 from pds.protocol.frames import decode_frame
 from tests.scenarios.conftest import host_in
 from tests.support_client import Client, XrpcError, sign_up
+from tests.support_pace import slowness
 
 
 async def test_sign_up_write_and_read(client: Client) -> None:
@@ -93,8 +94,12 @@ async def test_the_server_stops_in_order_with_requests_in_progress(tmp_path: Pat
 
 
 async def test_firehose_readers_are_told_that_the_server_stops(tmp_path: Path) -> None:
-    async with aiohttp.ClientSession() as http:
-        async with host_in(tmp_path) as host:
+    def patient(config: Config) -> Config:
+        """Requests may go on for as long as they like; who listens is not waited for."""
+        return replace(config, listener=replace(config.listener, shutdown_timeout_s=3600.0))
+
+    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+        async with host_in(tmp_path, change=patient) as host:
             url = f"{host.url}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
             reader = await http.ws_connect(url)
             await (await sign_up(host.client, "alice.test")).post("hello")
@@ -102,10 +107,8 @@ async def test_firehose_readers_are_told_that_the_server_stops(tmp_path: Path) -
             reading = asyncio.create_task(_read_frames(reader, seen))
             while "#commit" not in seen:
                 await asyncio.sleep(0.01)
-            stopping = time.monotonic()
         await reading
         assert reader.close_code == 1000
-        assert time.monotonic() - stopping < 2
 
 
 async def _read_frames(reader: aiohttp.ClientWebSocketResponse, seen: list[str]) -> None:
@@ -113,14 +116,14 @@ async def _read_frames(reader: aiohttp.ClientWebSocketResponse, seen: list[str])
         seen.append(decode_frame(message.data).type or "")
 
 
-async def test_a_server_starts_within_a_second(tmp_path: Path) -> None:
-    began = time.monotonic()
+async def test_a_server_starts_with_a_second_of_work(tmp_path: Path) -> None:
+    began = time.process_time()
     async with (
         host_in(tmp_path) as host,
         host.client.http.get(f"{host.url}/xrpc/_health") as answer,
     ):
         assert answer.status == 200
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 1 * slowness()
 
 
 async def test_a_second_server_on_the_folder_is_refused(tmp_path: Path) -> None:

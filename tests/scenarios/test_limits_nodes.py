@@ -65,7 +65,7 @@ async def test_two_nodes_count_together(
             passed += 1
         assert REQUESTS - 18 <= passed <= REQUESTS
         more = 18
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await status(there, nsid) == 200:
                 more += 1
                 await asyncio.sleep(PAUSE_S)

@@ -23,7 +23,7 @@ async def relay(host: Host) -> AsyncIterator[FakeRelay]:
     plc_url = host.server.config.identity.plc_url
     async with running_relay(plc_url, {hostname: host.url}) as relay:
         relay.follow(hostname)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while host.server.services.firehose.reader_count == 0:
                 await asyncio.sleep(0.005)
         yield relay

@@ -39,7 +39,7 @@ async def test_repos_of_a_rewound_database_are_stated_again(
             if not is_rewound:
                 assert await events_after(host, seq) == []
                 return
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (events := await events_after(host, seq)):
                     await host.server.services.rewinds.restate()
             [event] = events

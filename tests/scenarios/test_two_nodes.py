@@ -40,7 +40,7 @@ class Reader:
                 self.frames.append(message.data)
 
     async def reach(self, seq: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.follower.last_seq < seq:
                 await asyncio.sleep(0.02)
 

@@ -23,7 +23,7 @@ __all__ = ["database_url"]
 
 async def answers(url: str) -> None:
     """Wait until somebody answers there, and well."""
-    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
         while True:
             try:
                 async with session.get(url) as answer:
@@ -113,7 +113,7 @@ async def test_workers_stop_when_their_parent_was_killed(tmp_path: Path, databas
         (pid,) = pids(server).values()
         await until(lambda: "server.started" in server.log_tail(1000))
         await server.kill()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while Path(f"/proc/{pid}").exists() and "zombie" not in status_of(pid):
                 await asyncio.sleep(0.02)
         assert "worker.left_alone" in server.log_tail(1000)
@@ -140,6 +140,6 @@ async def test_workers_that_cannot_start_end_the_parent(tmp_path: Path, database
         with contextlib.suppress(AssertionError):  # the other worker may have answered before
             await server.start()
         assert server.process is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await server.process.wait() == 2
         assert "set PDS_METRICS_PORT" in server.log_tail(1000)

@@ -167,7 +167,7 @@ async def test_the_same_relay_twice_is_one_relay() -> None:
 async def test_the_periodic_task_announces_and_wakes_for_news() -> None:
     town = Town((RELAYS[0],))
     task = asyncio.create_task(town.crawlers.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(town.http.posts) < 1:
             await asyncio.sleep(0.001)
         town.now_s += MIN_INTERVAL_S

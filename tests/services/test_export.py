@@ -290,11 +290,9 @@ async def test_a_stalled_client_holds_no_snapshot_and_little_memory(tmp_path):
             content = await anext(chunks)
             while not host.exports.budget.used_bytes or host.engine.health().waiting_reads:
                 await asyncio.sleep(0.01)
-            before = -1
-            while before != host.exports.budget.used_bytes:
-                before = host.exports.budget.used_bytes
-                await asyncio.sleep(0.05)
-            assert before > 1_500_000
+            async with asyncio.timeout(60):
+                while host.exports.budget.used_bytes <= 1_500_000:
+                    await asyncio.sleep(0.01)
             assert await host.rows("SELECT count(*) FROM record") == [(400,)]
             content += b"".join([chunk async for chunk in chunks])
         assert host.exports.budget.used_bytes == 0
@@ -372,12 +370,12 @@ async def test_a_slow_disk_does_not_hold_the_event_loop(monkeypatch):
 
     def slow(**options):
         entered.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return make_file(**options)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", slow)
     writing = asyncio.create_task(asyncio.to_thread(spool.write, b"y"))
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, 60)
     chunks = spool.chunks()
     assert await anext(chunks) == b"x"
     closing = asyncio.create_task(spool.close())

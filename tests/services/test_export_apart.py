@@ -66,7 +66,7 @@ class Held:
         self._pieces += 1
         if self._pieces == 2:
             self.entered.set()
-            assert self.go_on.wait(20)
+            assert self.go_on.wait(60)
         self._write(spool, content)
 
 
@@ -102,7 +102,7 @@ async def test_a_snapshot_is_one_commit_while_writes_go_on(host, monkeypatch):
     held = Held(monkeypatch)
     async with host.exports.repo(ALICE) as chunks:
         first = await anext(chunks)
-        assert await asyncio.to_thread(held.entered.wait, 20)
+        assert await asyncio.to_thread(held.entered.wait, 60)
         await fill(host, 100, start=400)
         held.go_on.set()
         content = first + b"".join([chunk async for chunk in chunks])
@@ -159,7 +159,7 @@ async def test_a_killed_process_cuts_the_answer_and_the_next_one_is_whole(host, 
         with pytest.raises(Unavailable):
             async with host.exports.repo(ALICE) as chunks:
                 got += await anext(chunks)
-                assert await asyncio.to_thread(held.entered.wait, 20)
+                assert await asyncio.to_thread(held.entered.wait, 60)
                 # All there are: the first may not have been free again when this one began.
                 killed = set(pids(host))
                 for pid in killed:
@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_ends_the_job_and_keeps_the_process(host, mon
             held = Held(patch)
             async with host.exports.repo(ALICE) as chunks:
                 await anext(chunks)
-                assert await asyncio.to_thread(held.entered.wait, 20)
+                assert await asyncio.to_thread(held.entered.wait, 60)
                 held.go_on.set()
     assert host.exports.budget.used_bytes == host.exports.budget.memory_bytes == 0
     assert await collect(host.exports.repo(ALICE)) == whole
@@ -209,7 +209,7 @@ async def test_an_engine_closes_during_an_export(tmp_path, monkeypatch):
         await fill(host, 400, size=5000)
         held = Held(monkeypatch)
         export = asyncio.create_task(collect(host.exports.repo(ALICE)))
-        assert await asyncio.to_thread(held.entered.wait, 20)
+        assert await asyncio.to_thread(held.entered.wait, 60)
         (pid,) = pids(host)
         export.cancel()
         held.go_on.set()

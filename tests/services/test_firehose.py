@@ -73,7 +73,7 @@ class Host:
         return list(range(first, first + count))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.001)
 
@@ -403,7 +403,7 @@ async def test_a_reader_that_falls_out_of_memory_goes_on_from_the_store(
     for _ in range(40):
         seqs += await host.emit(handle="x" * 300)
     assert 1 <= len(slow.seqs) < 10
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(slow.seqs) < 40:
             slow.take()
             await asyncio.sleep(0.001)
@@ -416,7 +416,7 @@ async def test_a_slow_but_steady_replay_is_not_dropped(recording_engine: SqliteE
     host = Host(recording_engine, ring_events=4, high_water_bytes=1000, page_bytes=2000)
     seqs = await host.emit(30, handle="x" * 300)
     slow = host.read(seqs[0] - 1, is_stuck=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(slow.seqs) < 30:
             if slow.buffered_bytes:
                 slow.take(min(slow.buffered_bytes, 400))

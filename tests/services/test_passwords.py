@@ -106,7 +106,7 @@ async def test_full_queue_is_refused_with_429_and_recovers() -> None:
     blocked = threading.Event()
     try:
         waiting = [
-            asyncio.ensure_future(passwords._run(lambda: blocked.wait(10))) for _ in range(2)
+            asyncio.ensure_future(passwords._run(lambda: blocked.wait(60))) for _ in range(2)
         ]
         await asyncio.sleep(0)
         with pytest.raises(RequestError) as refused:

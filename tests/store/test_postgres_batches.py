@@ -177,7 +177,7 @@ async def test_what_forbids_a_transaction_is_told_to_all_its_jobs(
     mark = Mark(Stage.PAUSED, "id", "elsewhere", 1)
     await engine.transact("mark", lambda txn: txn.write(WRITE_MARK, (encode_mark(mark),)))
     gate = Gate()
-    answers = await asyncio.wait_for(settle(*await queue_jobs(engine, *jobs)), 20)
+    answers = await asyncio.wait_for(settle(*await queue_jobs(engine, *jobs)), 60)
     assert [type(answer) for answer in answers] == [Paused] * len(jobs)
     with pytest.raises(Paused):
         gate.opened.set()

@@ -62,7 +62,7 @@ def follow(engine: PostgresEngine) -> tuple[Firehose, list[CommittedEvent]]:
 
 
 async def reach(firehose: Firehose, seq: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while firehose.head_seq < seq:
             await asyncio.sleep(0.01)
 
@@ -186,7 +186,7 @@ async def test_a_group_found_late_is_made_durable_before_writes_resume(database_
             await engine.transact("put", put_with_event, "a")
         fails = True
         proxy.allow()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "standby" not in " ".join(engine.health().problems):
                 await asyncio.sleep(0.01)
         with pytest.raises(Unavailable):

@@ -113,7 +113,7 @@ async def test_an_idle_process_is_ended_and_started_again(tmp_path, monkeypatch)
     engine = SqliteEngine(SqliteBackend(tmp_path).settings(), FakeClock())
     await engine.start()
     assert await collect(engine, write_pieces, [3]) == b"aaa"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while pids(engine):
             await asyncio.sleep(0.02)
     assert await collect(engine, write_pieces, [3]) == b"aaa"

@@ -81,15 +81,15 @@ class DeliverySuite(EngineFixtures):
             put_with_event(txn, "a")
             txn.on_commit(hook_ran.set)
             entered.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
 
         task = asyncio.create_task(engine.transact("put", job))
-        assert await asyncio.to_thread(entered.wait, 20)
+        assert await asyncio.to_thread(entered.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         go_on.set()
-        await asyncio.wait_for(hook_ran.wait(), 20)
+        await asyncio.wait_for(hook_ran.wait(), 60)
         assert await engine.read("get", get, "a") == b"v"
 
     async def test_a_job_cancelled_while_it_waits_is_not_run(self, engine: ThreadedEngine) -> None:

@@ -59,12 +59,12 @@ class Gate:
     def job(self, _txn: Txn) -> None:
         """Wait on the writer thread."""
         self.entered.set()
-        assert self.opened.wait(20)
+        assert self.opened.wait(60)
 
     async def hold(self, engine: ThreadedEngine) -> "asyncio.Task[None]":
         """Occupy the writer and return the task that ends when the gate is opened."""
         task = asyncio.create_task(engine.transact("gate", self.job, bulk=True))
-        assert await asyncio.to_thread(self.entered.wait, 20)
+        assert await asyncio.to_thread(self.entered.wait, 60)
         return task
 
 

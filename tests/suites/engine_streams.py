@@ -156,7 +156,7 @@ class StreamSuite(EngineFixtures):
             if len(taken) == 3:
                 raise Enough
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(Enough):
                 await engine.stream("stream", take, write_for_ever, apart=self.apart)
         assert len(taken) == 3
@@ -172,7 +172,7 @@ class StreamSuite(EngineFixtures):
                     apart=self.apart,
                 )
             )  # fmt: skip
-            assert await asyncio.to_thread(began.wait, 20)
+            assert await asyncio.to_thread(began.wait, 60)
             stream.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await stream

@@ -60,11 +60,11 @@ class EngineSuite(GroupSuite, DeliverySuite, StreamSuite):
         def job(txn: Txn) -> bytes | None:
             put(txn, "a", b"1")
             written.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return get(txn, "a")
 
         task = asyncio.create_task(engine.transact("put", job))
-        assert await asyncio.to_thread(written.wait, 20)
+        assert await asyncio.to_thread(written.wait, 60)
         assert await engine.read("get", get, "a") is None
         go_on.set()
         assert await task == b"1"
@@ -79,11 +79,11 @@ class EngineSuite(GroupSuite, DeliverySuite, StreamSuite):
         def reader(txn: Txn) -> tuple[bytes | None, bytes | None]:
             before = get(txn, "a")
             first_read.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return before, get(txn, "a")
 
         task = asyncio.create_task(engine.read("two reads", reader))
-        assert await asyncio.to_thread(first_read.wait, 20)
+        assert await asyncio.to_thread(first_read.wait, 60)
         await engine.transact("put", lambda txn: txn.write(UPSERT, ("a", b"2")))
         go_on.set()
         assert await task == (b"1", b"1")

@@ -201,8 +201,8 @@ class RunningServer:
             writer.write(request)
             await writer.drain()
             if until_close:
-                return await asyncio.wait_for(reader.read(), 10)
-            return await asyncio.wait_for(reader.read(65536), 10)
+                return await asyncio.wait_for(reader.read(), 60)
+            return await asyncio.wait_for(reader.read(65536), 60)
         finally:
             writer.close()
 

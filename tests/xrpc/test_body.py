@@ -176,5 +176,5 @@ async def test_a_body_that_trickles_in_is_given_up() -> None:
             await asyncio.sleep(0.1)
             if answer.done():
                 break
-        assert (await asyncio.wait_for(answer, 5)).startswith(b"HTTP/1.1 408")
+        assert (await asyncio.wait_for(answer, 60)).startswith(b"HTTP/1.1 408")
         writer.close()

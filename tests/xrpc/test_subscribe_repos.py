@@ -62,7 +62,7 @@ class Host:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -111,7 +111,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def next_frame(ws: aiohttp.ClientWebSocketResponse) -> Frame:
-    message = await ws.receive(timeout=10)
+    message = await ws.receive(timeout=60)
     assert message.type is aiohttp.WSMsgType.BINARY, message
     return decode_frame(message.data)
 
@@ -125,21 +125,21 @@ class RawClient:
 
     async def upgrade(self, early: bytes = b"") -> None:
         self.writer.write(handshake() + early)
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 101 ")
 
     def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> None:
         self.writer.write(masked(opcode, payload, fin=fin))
 
     async def receive(self) -> tuple[int, bytes]:
-        head = await asyncio.wait_for(self.reader.readexactly(2), 10)
+        head = await asyncio.wait_for(self.reader.readexactly(2), 60)
         size = head[1]
         if size >= 126:
             size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8), "big")
-        return head[0], await asyncio.wait_for(self.reader.readexactly(size), 10)
+        return head[0], await asyncio.wait_for(self.reader.readexactly(size), 60)
 
     async def at_end(self) -> bool:
-        return await asyncio.wait_for(self.reader.read(), 10) == b""
+        return await asyncio.wait_for(self.reader.read(), 60) == b""
 
 
 Connect = Callable[..., Awaitable[RawClient]]
@@ -231,7 +231,7 @@ async def test_a_future_cursor_gets_the_error_then_a_close_with_its_name(
     async with client.ws_connect(f"{host.url}?cursor={NOON_US + 1}") as ws:
         frame = await next_frame(ws)
         assert (frame.op, frame.payload["error"]) == (-1, "FutureCursor")
-        message = await ws.receive(timeout=10)
+        message = await ws.receive(timeout=60)
         assert message.type is aiohttp.WSMsgType.CLOSE
         assert (message.data, message.extra) == (1008, "FutureCursor")
     await until(lambda: len(host.finished) == 1)
@@ -240,7 +240,7 @@ async def test_a_future_cursor_gets_the_error_then_a_close_with_its_name(
 async def test_the_handshake_is_that_of_the_rfc(host: Host) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
     writer.write(handshake())
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     assert b"Sec-WebSocket-Accept: " + ACCEPT in head
     assert b"\r\nServer: Freehold\r\n" in head
@@ -267,10 +267,10 @@ async def test_only_the_framing_that_is_spoken_is_chosen(
     await host.emit(2)
     reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
     writer.write(handshake(f"?cursor={NOON_US}", Sec_WebSocket_Protocol=offered))
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert head.startswith(b"HTTP/1.1 101 ")
     assert (chosen in head) if chosen else (b"Sec-WebSocket-Protocol" not in head)
-    assert (await asyncio.wait_for(reader.readexactly(1), 10)) == b"\x82"  # One binary message.
+    assert (await asyncio.wait_for(reader.readexactly(1), 60)) == b"\x82"  # One binary message.
     writer.close()
 
 
@@ -299,7 +299,7 @@ async def test_bad_handshakes_get_a_json_error(
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
     writer.write(request_bytes)
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert int(head.split()[1]) == status
     assert b"application/json" in head
     if status == 426:
@@ -315,7 +315,7 @@ async def test_head_is_not_upgraded(host: Host) -> None:
     """SYNC-4: 405 for everything but GET."""
     reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
     writer.write(handshake().replace(b"GET", b"HEAD", 1))
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert int(head.split()[1]) == 405
     assert host.firehose.reader_count == 0
     writer.close()
