@@ -36,6 +36,8 @@ def encode_varint(number: int) -> bytes:
     """Return `number` as unsigned LEB128."""
     if number < 0x80:
         return bytes((number,))
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)

@@ -8,8 +8,7 @@ Only version 3 is read. A block that does not re-encode to itself is not a commi
 refuses every non-canonical form, and unknown fields are refused here.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.errors import ProtocolError
 from pds.protocol.cbor import CborError, Data, decode, encode, encode_trusted
@@ -28,8 +27,7 @@ class InvalidCommit(ProtocolError):
     """A block that is not a version 3 commit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """A signed commit; `sig` is not yet verified unless `verify_commit` said so."""
 
     did: Did
@@ -40,8 +38,7 @@ class Commit:
     version: int = COMMIT_VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class SignedCommit:
+class SignedCommit(NamedTuple):
     """A commit that we signed, with its encoded block and the CID of that block."""
 
     commit: Commit

@@ -9,7 +9,7 @@ Spec: event-stream#framing, sync#repository-event-stream (SYNC-30, SYNC-33, SYNC
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pds.errors import ProtocolError
 from pds.protocol import cbor
@@ -32,8 +32,7 @@ class FrameError(ProtocolError):
     """Bytes that are not a frame, or an event over a limit of the wire."""
 
 
-@dataclass(frozen=True, slots=True)
-class RepoOp:
+class RepoOp(NamedTuple):
     """One change that a commit made: `cid` is the new record, `prev` the one before."""
 
     action: Action

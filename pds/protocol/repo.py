@@ -13,7 +13,7 @@ here; `services.records_prepare` has made them valid.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pds.errors import ProtocolError
 from pds.protocol.car import encode_car
@@ -75,8 +75,7 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Where a repo stands."""
 
     did: Did
@@ -85,8 +84,7 @@ class Head:
     data: Cid
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """A write that is asked for. `swap` is the record that must be there now (None: nothing).
 
     `put` creates or updates. `cid` and `block` are None for a delete.
@@ -99,8 +97,7 @@ class Write:
     swap: Cid | Unset | None = UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class CommitPlan:
+class CommitPlan(NamedTuple):
     """An unsigned commit: what to store, what to delete, what to announce.
 
     `new_nodes` are in the new tree and were not in the old one (REPO-61). `proof_nodes` are all
@@ -128,8 +125,7 @@ class CommitPlan:
         return not self.ops and self.prev_data is not None
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedCommit:
+class FinishedCommit(NamedTuple):
     """A signed commit and the CAR that announces it."""
 
     plan: CommitPlan

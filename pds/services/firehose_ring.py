@@ -9,8 +9,7 @@ Bounded by count and bytes, whichever is reached first; the newest event always 
 """
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.store.events import CONTENT_KINDS
 
@@ -27,8 +26,7 @@ def binary_message(frame: bytes) -> bytes:
     return bytes((_BINARY_MESSAGE, 127)) + size.to_bytes(8, "big") + frame
 
 
-@dataclass(frozen=True, slots=True)
-class RingEntry:
+class RingEntry(NamedTuple):
     """One event. `end` is the count of all bytes ever appended, up to and including this.
 
     `message` is empty when the event may no longer be sent.

@@ -10,7 +10,7 @@ and privileged app passwords) and standard (all app passwords). The narrow `TAKE
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.protocol.syntax import Did
 from pds.store.accounts import AccountStatus
@@ -48,8 +48,7 @@ class ReplayId:
     expires_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(NamedTuple):
     """An authenticated caller.
 
     A session has `did`, `aid`, `scope`, `session_id` and the `status` of its account. A service

@@ -12,9 +12,8 @@ Pure but for the schema catalogs, and safe on any thread.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pds.errors import ProtocolError, RequestError
 from pds.protocol import cbor
@@ -47,8 +46,7 @@ MAX_SUBJECT_CHARS: Final = 1500
 """Longest subject that is remembered; an AT URI with a DID of usual length has under 700."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordWrite:
+class RecordWrite(NamedTuple):
     """A write as a client asks for it; `Repos.write` fills in an `rkey` that was left out."""
 
     action: Action
@@ -58,8 +56,7 @@ class RecordWrite:
     swap: Cid | Unset | None = UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedWrite:
+class PreparedWrite(NamedTuple):
     """A write that is ready for the tree, with what the store notes about it.
 
     `subject` is what a like, repost, follow or block points at. With `replaces_duplicates` older

@@ -10,8 +10,7 @@ Signing happens in here too. It takes about 25 us and must come after the rev is
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.errors import Corrupt, ProtocolError
 from pds.protocol.car import encode_car
@@ -68,8 +67,7 @@ MAX_DUPLICATES: Final = 100
 account with many never runs into the limit of operations (REPO-80)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """When a commit is made and by which clock: revs are made of it."""
 
     now_us: int

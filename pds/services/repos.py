@@ -10,9 +10,9 @@ Decoded tree nodes of all repos are kept in one bounded cache.
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pds.errors import RemoteError, RequestError
 from pds.protocol.cbor import decode_json, link_text
@@ -63,8 +63,7 @@ LIGHT_WEIGHT: Final = 2000
 checked on a thread, because 1 MB of JSON can take 100 ms (promise B5)."""
 
 
-@dataclass(frozen=True, slots=True)
-class WriteOutcome:
+class WriteOutcome(NamedTuple):
     """What became of one write of a batch; `cid` is None for a delete."""
 
     uri: str
@@ -72,8 +71,7 @@ class WriteOutcome:
     validation_status: ValidationStatus | None
 
 
-@dataclass(frozen=True, slots=True)
-class WriteResult:
+class WriteResult(NamedTuple):
     """What became of a batch. `commit` and `rev` are None when nothing changed."""
 
     outcomes: tuple[WriteOutcome, ...]
@@ -177,7 +175,7 @@ class Repos:
         now_us = self._clock.now_us()
         # The clock of record keys belongs to the event loop, so all are drawn here.
         writes = [
-            replace(write, rkey=self._rkeys.next(now_us)) if write.rkey is None else write
+            write._replace(rkey=self._rkeys.next(now_us)) if write.rkey is None else write
             for write in writes
         ]
         others = NO_SCHEMAS

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.errors import RequestError
 from pds.protocol.data import Json
@@ -75,8 +75,7 @@ class TokenPair:
     refresh: str
 
 
-@dataclass(frozen=True, slots=True)
-class SessionView:
+class SessionView(NamedTuple):
     """An account as its own session sees it; `tokens` only where a session was opened."""
 
     did: Did

@@ -20,11 +20,10 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pds.errors import Unavailable
 from pds.store.engine import Txn
@@ -66,8 +65,7 @@ class ClockInDoubt(Unavailable):
     """The clock is not believed; writes wait until it is confirmed or accepted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Both clocks at one instant, in microseconds."""
 
     wall_us: int
@@ -83,10 +81,12 @@ class Basis(StrEnum):
     FIRST_START = "first_start"
 
 
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def read_clocks() -> Reading:
     """Read the machine's clocks. Where there is no CLOCK_BOOTTIME the monotonic clock stands in."""
-    boot = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return Reading(time.time_ns() // 1000, time.clock_gettime_ns(boot) // 1000)
+    return Reading(time.time_ns() // 1000, time.clock_gettime_ns(_BOOT_CLOCK) // 1000)
 
 
 class ClockJudge:

@@ -25,7 +25,7 @@ threads, `read_processes.py` the processes, `sqlite.py` and `postgres.py` are th
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from pds.errors import Unavailable
 
@@ -65,8 +65,7 @@ MAX_BULK_ROWS: Final = 500
 """Most rows that one bulk job should write; nothing checks it but the slow-job warning."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedEvent:
+class CommittedEvent(NamedTuple):
     """An event that is on stable storage. `prev_seq` is the number before it, also over groups."""
 
     prev_seq: int
@@ -77,16 +76,14 @@ class CommittedEvent:
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """One write of the write log: `rows` holds one entry, or those of a `write_many`."""
 
     sql: str
     rows: tuple[tuple[SqlValue, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedGroup:
+class CommittedGroup(NamedTuple):
     """What one COMMIT made durable. `statements` is empty unless a write log is kept."""
 
     events: tuple[CommittedEvent, ...]

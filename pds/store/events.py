@@ -17,7 +17,7 @@ Spec: event-stream#sequence-numbers (SYNC-10, SYNC-17, SYNC-22)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.store.engine import MAX_BULK_ROWS, Statement, Txn
 
@@ -31,8 +31,7 @@ CONTENT_KINDS: Final = ("commit", "sync")
 """Events that hand out content; they are not sent for accounts that are not active."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """One event as it was inserted."""
 
     seq: int

@@ -28,7 +28,7 @@ import time
 from asyncio import Future
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from pds.errors import StoreError, Unavailable
 from pds.store.clock import Clock
@@ -184,16 +184,14 @@ class _Alone:
         self._jobs.append(job)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a commit made durable, or may have, and the jobs' hooks that follow from it."""
 
     group: CommittedGroup
     hooks: tuple[Callable[[], None], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GroupResult:
+class GroupResult(NamedTuple):
     """Jobs that may be answered now, in order, and what became durable with them.
 
     `doubted` is what became durable if the commit, whose outcome is unknown, took place.

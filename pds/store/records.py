@@ -11,7 +11,7 @@ same subject can replace the first (XRPC-95).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pds.protocol.cid import Cid
 from pds.protocol.syntax import Tid
@@ -21,8 +21,7 @@ _AFTER_SLASH: Final = "0"
 """The character after "/": `collection + "0"` sorts right behind all paths of a collection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A stored record."""
 
     path: str

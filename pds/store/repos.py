@@ -12,9 +12,9 @@ which a node was stored, so a node that is older than some rev has nothing newer
 Spec: REPO-31, REPO-45
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from pds.errors import Corrupt
 from pds.protocol.cid import Cid
@@ -25,6 +25,8 @@ from pds.store.accounts import AccountStatus
 from pds.store.blobs import release_blobs
 from pds.store.engine import MAX_BULK_ROWS, Txn
 
+PATH_NODES: Final = 12
+"""Most nodes that a commit of one record changes, but for one in thousands."""
 NODE_BATCH: Final = 32
 """Nodes read by one statement; a fixed number, so that the statement is compiled once."""
 
@@ -44,10 +46,18 @@ _AFTER_AID: Final = _ACCOUNT + "a.aid > ? AND a.repo_id IS NOT NULL ORDER BY a.a
 _NODES: Final = (
     f"SELECT cid, rev, bytes FROM node WHERE repo_id = ? AND cid IN ({', '.join('?' * NODE_BATCH)})"
 )
+_INSERT_NODES: Final = tuple(
+    f"INSERT INTO node (repo_id, cid, rev, bytes) VALUES {', '.join(['(?, ?, ?, ?)'] * rows)}"
+    for rows in range(PATH_NODES + 1)
+)
+_DELETE_NODES: Final = tuple(
+    f"DELETE FROM node WHERE repo_id = ? AND cid IN ({', '.join('?' * rows)})"
+    for rows in range(PATH_NODES + 1)
+)
+"""By the number of nodes; one statement for several costs less than one for each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repo:
+class Repo(NamedTuple):
     """One generation of a repo, with its head."""
 
     repo_id: int
@@ -57,8 +67,7 @@ class Repo:
     node_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class AccountRepo:
+class AccountRepo(NamedTuple):
     """An account's state and its live repo, read together; `repo` is None before there is one."""
 
     aid: int
@@ -191,17 +200,19 @@ def update_head(
 
 def insert_nodes(txn: Txn, repo_id: int, rev: Tid, nodes: Mapping[Cid, bytes]) -> None:
     """Store tree nodes."""
-    txn.write_many(
-        "INSERT INTO node (repo_id, cid, rev, bytes) VALUES (?, ?, ?, ?)",
-        [(repo_id, bytes(cid), rev, block) for cid, block in nodes.items()],
-    )
+    rows = [(repo_id, bytes(cid), rev, block) for cid, block in nodes.items()]
+    if 0 < len(rows) < len(_INSERT_NODES):
+        txn.write(_INSERT_NODES[len(rows)], list(chain.from_iterable(rows)))
+    else:
+        txn.write_many(_INSERT_NODES[1], rows)
 
 
-def delete_nodes(txn: Txn, repo_id: int, cids: Iterable[Cid]) -> None:
+def delete_nodes(txn: Txn, repo_id: int, cids: Collection[Cid]) -> None:
     """Delete tree nodes that a commit replaced."""
-    txn.write_many(
-        "DELETE FROM node WHERE repo_id = ? AND cid = ?", [(repo_id, bytes(cid)) for cid in cids]
-    )
+    if 0 < len(cids) < len(_DELETE_NODES):
+        txn.write(_DELETE_NODES[len(cids)], [repo_id, *map(bytes, cids)])
+    else:
+        txn.write_many(_DELETE_NODES[1], [(repo_id, bytes(cid)) for cid in cids])
 
 
 class StoredNodes:

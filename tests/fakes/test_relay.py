@@ -101,7 +101,7 @@ class World:
             if self.head is None
             else plan_writes(self.head, writes, self.nodes, did=DID, rev=rev)
         )
-        plan = replace(plan, **changes)
+        plan = plan._replace(**changes)
         finished = finish_commit(plan, self.signer)
         for cid, block in plan.new_nodes.items():
             self.nodes[cid] = decode_node(cid, block)
@@ -112,7 +112,7 @@ class World:
     def sync(self, **changes: Any) -> bytes:
         assert self.head is not None
         finished = finish_commit(
-            replace(empty_repo(DID, self.head.rev), data=self.head.data), self.signer
+            empty_repo(DID, self.head.rev)._replace(data=self.head.data), self.signer
         )
         fields = {
             "seq": self.next_seq(),
@@ -171,7 +171,7 @@ async def test_the_life_of_an_account_passes(world: World) -> None:
     for n in range(150, 200):
         world.now_s += 0.1
         await world.passes(world.commit(create(path(n), n)))
-    update = replace(create(path(3), 999), action="update")
+    update = create(path(3), 999)._replace(action="update")
     await world.passes(world.commit(update, Write("delete", path(4)), create(path(200))))
     await world.passes(world.account(active=False, status="deactivated"))
     await world.passes(world.account())
@@ -428,7 +428,7 @@ async def test_a_sync_that_goes_back_or_lies_fails(world: World) -> None:
     new, world.head = world.head, old
     await world.fails(world.sync(), "goes back")
     assert new is not None
-    world.head = replace(new, data=Cid.of_data(b"other tree"))
+    world.head = new._replace(data=Cid.of_data(b"other tree"))
     await world.fails(world.sync(), "one rev with two trees")
     world.head = new
     await world.fails(world.sync(rev=encode_tid(NOON_US + 10**6, 1)), "rev is not that")

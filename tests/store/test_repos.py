@@ -27,6 +27,7 @@ from pds.store.records import (
     upsert_records,
 )
 from pds.store.repos import (
+    PATH_NODES,
     StoredNodes,
     delete_garbage,
     delete_nodes,
@@ -37,6 +38,7 @@ from pds.store.repos import (
     insert_repo,
     list_account_repos,
     list_garbage,
+    list_nodes,
     read_nodes,
     swap_repo,
     update_head,
@@ -136,6 +138,22 @@ async def test_nodes_are_read_one_by_one_and_in_batches(engine):
         with pytest.raises(MissingBlock):
             StoredNodes(txn, 1).get(cids[5])
         assert len(read_nodes(txn, 1, cids)) == 1
+
+    await engine.transact("test", job)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, PATH_NODES, PATH_NODES + 1])
+async def test_any_number_of_nodes_is_stored_and_deleted(engine, count):
+    def job(txn):
+        blocks = {Cid.of_data(b"%d" % n): b"%d" % n for n in range(count)}
+        other = {Cid.of_data(b"other"): b"other"}
+        insert_nodes(txn, 1, REV, other)
+        insert_nodes(txn, 2, REV, blocks)
+        insert_nodes(txn, 1, REV, blocks)
+        assert list_nodes(txn, 1) == {bytes(cid): block for cid, block in (other | blocks).items()}
+        delete_nodes(txn, 1, blocks.keys())
+        assert list_nodes(txn, 1) == {bytes(cid): block for cid, block in other.items()}
+        assert list_nodes(txn, 2) == {bytes(cid): block for cid, block in blocks.items()}
 
     await engine.transact("test", job)
 

@@ -110,7 +110,6 @@ def encode_node(
     Raises: InvalidNode for a key over `MAX_KEY_BYTES`. Spec: repository#mst-structure (REPO-25)
     """
     parts = [b"\xa2\x61e", _head(0x80, len(keys))]
-    add = parts.append
     previous = b""
     for at, key in enumerate(keys):
         shared = common_prefix(previous, key) if previous else 0
@@ -119,16 +118,17 @@ def encode_node(
             raise InvalidNode("key too long")
         child = children[at + 1]
         value = values[at]
-        add(_ENTRY_KEY[len(rest)])
-        add(rest)
-        add(_ENTRY_PREFIX[shared])
-        add(_NULL if child is None else _LINK + child)
-        add(b"\x61v")
-        add(_LINK + value if len(value) == _BLESSED_CID_BYTES else _encode_link(value))
+        parts += (
+            _ENTRY_KEY[len(rest)],
+            rest,
+            _ENTRY_PREFIX[shared],
+            _NULL if child is None else _LINK + child,
+            b"\x61v",
+            _LINK + value if len(value) == _BLESSED_CID_BYTES else _encode_link(value),
+        )
         previous = key
     first = children[0]
-    add(b"\x61l")
-    add(_NULL if first is None else _LINK + first)
+    parts += (b"\x61l", _NULL if first is None else _LINK + first)
     return b"".join(parts)
 
 
