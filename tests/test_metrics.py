@@ -42,6 +42,23 @@ def test_number_of_series_is_bounded():
     assert counter.value(method="other") == 50
 
 
+def test_a_series_that_is_kept_counts_with_the_others():
+    metrics = Metrics()
+    counter = metrics.counter("x", "X.", ["method", "status"])
+    add_one = counter.series("getRecord", 200)
+    add_one()
+    counter.inc(method="getRecord", status=200)
+    add_one()
+    assert counter.value(method="getRecord", status=200) == 3
+    histogram = metrics.histogram("x_seconds", "Seconds.", ["method"])
+    histogram.series("getRecord")(0.25)
+    assert b'pds_x_seconds_sum{method="getRecord"} 0.25' in metrics.render()[0]
+    with pytest.raises(ValueError, match="labels must be"):
+        counter.series("getRecord")
+    with pytest.raises(ValueError, match="labels must be"):
+        histogram.series()
+
+
 def test_wrong_labels_are_refused():
     counter = Metrics().counter("x", "X.", ["method"])
     with pytest.raises(ValueError, match="labels must be"):

@@ -98,10 +98,15 @@ def observer(metrics: Metrics) -> Callable[[Finished], None]:
     seconds = metrics.histogram("request_seconds", "Time to answer XRPC requests.", ("method",))
     numbers = itertools.count(1)
     run = secrets.token_hex(3)
+    series: dict[tuple[str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     def observe(done: Finished) -> None:
-        count.inc(method=done.method, status=done.status)
-        seconds.observe(done.duration_s, method=done.method)
+        key = done.method, done.status
+        if key not in series:
+            series[key] = count.series(*key), seconds.series(done.method)
+        add_one, add_seconds = series[key]
+        add_one()
+        add_seconds(done.duration_s)
         if log.is_enabled_for(logging.INFO):
             log_request(
                 log,

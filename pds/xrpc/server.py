@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import orjson
@@ -151,19 +151,20 @@ class MethodTable:
         return iter(self._registrations)
 
 
-class Finished(NamedTuple):
-    """What is worth a line and a count about one answered request.
+@dataclass(slots=True)
+class Finished:
+    """What is worth a line and a count about one answered request; filled in on its way.
 
     `method` is an NSID of ours, or `proxy` or `unknown`: never text that a caller can vary.
     """
 
-    method: str
-    status: int
-    duration_s: float
-    size_bytes: int
-    error: str | None
-    did: str | None
     address: str | None
+    method: str = "unknown"
+    did: str | None = None
+    error: str | None = None
+    status: int = 0
+    size_bytes: int = 0
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +179,6 @@ class _Endpoint:
     allows: Allows
     headers: Mapping[str, str]
     limit_bytes: int | None
-
-
-@dataclass(slots=True)
-class _Trace:
-    """What becomes known about a request on its way."""
-
-    method: str = "unknown"
-    did: str | None = None
-    error: str | None = None
 
 
 class XrpcServer:
@@ -231,7 +223,7 @@ class XrpcServer:
     async def handle(self, request: ServerRequest) -> web.StreamResponse:
         """Answer one request."""
         started = time.perf_counter()
-        trace = _Trace()
+        trace = Finished(request.remote)
         try:
             nsid = request.rel_url.raw_path[len(PREFIX) :]
             if self._rate_hook is not None and request.method != "OPTIONS":
@@ -245,54 +237,40 @@ class XrpcServer:
             try:
                 response = await self._refuse(error, request, trace)
             except ConnectionResetError:
-                status = CLIENT_GONE if isinstance(error, ConnectionError) else 500
-                self._note(request, trace, status=status, size_bytes=0, started=started)
+                trace.status = CLIENT_GONE if isinstance(error, ConnectionError) else 500
+                self._tell(trace, started)
                 raise
-        size_bytes = _body_size(response)
-        self._note(request, trace, status=response.status, size_bytes=size_bytes, started=started)
+        trace.status = response.status
+        trace.size_bytes = _body_size(response)
+        self._tell(trace, started)
         return response
 
-    def _note(
-        self,
-        request: ServerRequest,
-        trace: _Trace,
-        *,
-        status: int,
-        size_bytes: int,
-        started: float,
-    ) -> None:
-        self._observe(
-            Finished(
-                method=trace.method,
-                status=status,
-                duration_s=time.perf_counter() - started,
-                size_bytes=size_bytes,
-                error=trace.error,
-                did=trace.did,
-                address=request.remote,
-            )
-        )
+    def _tell(self, trace: Finished, started: float) -> None:
+        trace.duration_s = time.perf_counter() - started
+        self._observe(trace)
 
     async def _run(
-        self, endpoint: _Endpoint, request: ServerRequest, trace: _Trace
+        self, endpoint: _Endpoint, request: ServerRequest, trace: Finished
     ) -> web.StreamResponse:
         method = endpoint.method
         trace.method = endpoint.name
         request.answer_headers = endpoint.headers
         params = _parse_params(method, request)
-        principal, token = await authenticate(
-            endpoint.auth, request=request, services=self._services, nsid=endpoint.name
-        )
+        principal = token = body = value = None
+        if endpoint.auth is not Auth.NONE:
+            principal, token = await authenticate(
+                endpoint.auth, request=request, services=self._services, nsid=endpoint.name
+            )
         if principal is not None:
             trace.did = principal.did
             request.answer_headers = PRIVATE_HEADERS
             if self._rate_hook is not None:
                 self._rate_hook.admit_account(request, principal)
-            await check_caller(endpoint.allows, principal, self._services)
+            if endpoint.allows is Allows.ACTIVE:
+                await check_caller(endpoint.allows, principal, self._services)
         if method.kind == "subscription":
             _require_websocket(request)
-            body, value = None, None
-        else:
+        elif method.input_encoding is not None or not request.content.at_eof():
             body, value = await self._take_body(endpoint, request)
         if self._rate_hook is not None:
             self._rate_hook.charge(request, endpoint.name, principal, value, body)
@@ -319,8 +297,7 @@ class XrpcServer:
     ) -> tuple[BodyReader | None, Json]:
         encoding = endpoint.method.input_encoding
         if encoding is None:
-            if not request.content.at_eof():
-                await _require_empty_body(request, self._idle_s)
+            await _require_empty_body(request, self._idle_s)
             return None, None
         _check_content_type(request, encoding)
         body = BodyReader(request, limit_bytes=endpoint.limit_bytes, idle_s=self._idle_s)
@@ -341,7 +318,7 @@ class XrpcServer:
         return None, value
 
     async def _run_other(
-        self, nsid: str, request: ServerRequest, trace: _Trace
+        self, nsid: str, request: ServerRequest, trace: Finished
     ) -> web.StreamResponse:
         """Preflights, HEAD, wrong verbs, odd spellings, and methods that are not ours."""
         request.answer_headers = PUBLIC_HEADERS
@@ -366,7 +343,7 @@ class XrpcServer:
         return await self._run(endpoint, request, trace)
 
     async def _run_fallback(
-        self, nsid: str, request: ServerRequest, trace: _Trace
+        self, nsid: str, request: ServerRequest, trace: Finished
     ) -> web.StreamResponse:
         _check_nsid(nsid)
         is_ours = nsid.startswith("com.atproto.") and nsid not in PROXIED_BY_DEFAULT
@@ -400,7 +377,7 @@ class XrpcServer:
         return answer if isinstance(answer, web.StreamResponse) else _json_response(answer)
 
     async def _refuse(
-        self, error: Exception, request: ServerRequest, trace: _Trace
+        self, error: Exception, request: ServerRequest, trace: Finished
     ) -> web.StreamResponse:
         """The answer for a request that failed, sent before the rest of its body is read."""
         if isinstance(error, RateLimited):
