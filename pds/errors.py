@@ -43,6 +43,11 @@ class RequestError(Exception):
         self.headers = dict(headers or {})
 
 
+def invalid_request(message: str) -> RequestError:
+    """Return the refusal of a request that breaks a rule, where no other name is declared."""
+    return RequestError("InvalidRequest", message)
+
+
 class StoreError(Exception):
     """Durable state could not be read or written."""
 

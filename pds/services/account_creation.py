@@ -21,9 +21,9 @@ Its document says whose it is; the host that it names is asked nothing (ACC-61).
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from pds.errors import ConfigError, NotResolvable, RequestError
+from pds.errors import ConfigError, NotResolvable, RequestError, invalid_request
 from pds.protocol.data import Json
 from pds.protocol.diddoc import DidDocument
 from pds.protocol.keys import (
@@ -45,6 +45,7 @@ from pds.services.handles import HandlePolicy
 from pds.services.passwords import Passwords, check_new_password
 from pds.services.principal import Principal, PrincipalKind, ReplayId
 from pds.services.reserved_keys import CURVE, ReservedKeys
+from pds.services.resolving import ForgetfulResolver
 from pds.services.sessions import Opening, Sessions, SessionView
 from pds.services.unbroken import UnbrokenActs
 from pds.services.used_tokens import refuse_replay
@@ -56,19 +57,6 @@ from pds.store.keystore import KEY_ENTROPY_BYTES, NONCE_BYTES, Keystore
 from pds.store.sessions import Session
 
 T = TypeVar("T")
-
-
-class Resolver(Protocol):
-    """What creation needs of identity resolution (`pds.identity.resolver.IdentityResolver`)."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-    async def resolve_handle(self, handle: Handle, *, refresh: bool = False) -> Did:
-        """Return the DID that a handle names; raises NotResolvable or Unreachable."""
-
-    async def forget(self, did: Did, handle: Handle | None = None) -> None:
-        """Drop what is remembered of an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +108,7 @@ class AccountCreation:
         sessions: Sessions,
         passwords: Passwords,
         handles: HandlePolicy,
-        resolver: Resolver,
+        resolver: ForgetfulResolver,
         rotation_signer: Signer,
         mails: AccountMails,
         settings: CreationSettings,
@@ -155,7 +143,7 @@ class AccountCreation:
         Spec: (ACC-10..14, ACC-20..25, ID-20, ID-21, SYNC-40, SYNC-41)
         """
         if request.has_plc_op:
-            raise _refused("Unsupported input: plcOp")
+            raise invalid_request("Unsupported input: plcOp")
         if not request.password:
             raise RequestError("InvalidPassword", "Password is required")
         check_new_password(request.password)
@@ -287,7 +275,7 @@ class AccountCreation:
             if existing.status is not AccountStatus.DEACTIVATED:
                 raise account_exists()
             if not await self._passwords.verify(request.password, existing.password_hash):
-                raise _refused(
+                raise invalid_request(
                     "An account for this DID waits here under another password: give that one, or"
                     " delete that account first (pds account delete)"
                 )
@@ -413,7 +401,7 @@ class AccountCreation:
 
     def _parse_email(self, email: str | None) -> str | None:
         if not email:
-            raise _refused("Email is required")
+            raise invalid_request("Email is required")
         return parse_email(email, blocked_domains=self._settings.blocked_email_domains)
 
     def _parse_recovery_key(self, recovery_key: str | None) -> str | None:
@@ -422,9 +410,9 @@ class AccountCreation:
         try:
             key = parse_did_key(recovery_key)
         except InvalidKey as error:
-            raise _refused("recoveryKey is not a did:key of a P-256 or K-256 key") from error
+            raise invalid_request("recoveryKey is not a did:key of a P-256 or K-256 key") from error
         if key == self._rotation_signer.public_key:
-            raise _refused("recoveryKey is the key of this server")
+            raise invalid_request("recoveryKey is the key of this server")
         return key.did_key
 
     async def _welcome(
@@ -445,7 +433,3 @@ def _check_operator_key(did_key: str | None) -> None:
     except InvalidKey as error:
         message = "PDS_RECOVERY_DID_KEY is not a did:key of a P-256 or K-256 key"
         raise ConfigError(message) from error
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

@@ -28,9 +28,10 @@ from pds.services.account_states import (
     Change,
     account_not_found,
 )
-from pds.services.account_status import Documents, IdentityCheck
+from pds.services.account_status import IdentityCheck
 from pds.services.mail_tokens import MailCode, MailPurpose, MailTokens
 from pds.services.repo_txn import Moment
+from pds.services.resolving import Forgetful
 from pds.services.sessions import Sessions, wrong_did_or_password
 from pds.services.sweeping import finish_in_steps
 from pds.store.accounts import (
@@ -64,7 +65,7 @@ class AccountLifecycle:
         cache: AccountCache,
         sessions: Sessions,
         identities: IdentityCheck,
-        documents: Documents,
+        documents: Forgetful,
         mail_tokens: MailTokens,
     ) -> None:
         self._engine = engine

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pds.errors import NotResolvable, RemoteError, RequestError, Unreachable
+from pds.errors import NotResolvable, RemoteError, RequestError, Unreachable, invalid_request
 from pds.protocol.cid import Cid
-from pds.protocol.diddoc import PDS_SERVICE_ID, DidDocument
+from pds.protocol.diddoc import PDS_SERVICE_ID
 from pds.protocol.plc import PlcState
-from pds.protocol.syntax import Did, Handle, Tid
+from pds.protocol.syntax import Did, Tid
 from pds.services.account_states import account_not_found
+from pds.services.resolving import ForgetfulResolver
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.blobs import count_blobs
 from pds.store.engine import Engine, Txn
@@ -36,16 +37,6 @@ class PlcReader(Protocol):
 
     async def get_data(self, did: Did) -> PlcState:
         """Return the current state, from the primary; raises NotResolvable, Unreachable."""
-
-
-class Documents(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-    async def forget(self, did: Did, handle: Handle | None = None) -> None:
-        """Drop what is remembered of an identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,7 @@ class IdentityCheck:
         engine: Engine,
         keystore: Keystore,
         plc: PlcReader,
-        documents: Documents,
+        documents: ForgetfulResolver,
         public_url: str,
         rotation_key: str | None,
         former_urls: Sequence[str] = (),
@@ -89,7 +80,7 @@ class IdentityCheck:
         RemoteError when it could not be found out. Spec: (ID-70, ID-71)
         """
         if account.key_id is None:
-            raise _refused("The account has no signing key")
+            raise invalid_request("The account has no signing key")
         try:
             ours = await self._engine.read("account.key", self._keystore.did_key, account.key_id)
         except KeyMissing as error:  # Deleted since the account was read.
@@ -98,18 +89,20 @@ class IdentityCheck:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 claims = await self._ask(account.did)
         except NotResolvable as error:
-            raise _refused("Could not resolve DID") from error
+            raise invalid_request("Could not resolve DID") from error
         except TimeoutError as error:
             raise Unreachable("the identity could not be looked up in time") from error
         keys = claims.rotation_keys
         if self._rotation_key is not None and keys is not None and self._rotation_key not in keys:
-            raise _refused("Server rotation key not included in PLC DID data")
+            raise invalid_request("Server rotation key not included in PLC DID data")
         if claims.endpoint not in self._urls:
-            raise _refused(
+            raise invalid_request(
                 "DID document atproto_pds service endpoint does not match PDS public url"
             )
         if claims.signing_key != ours:
-            raise _refused("DID document verification method does not match expected signing key")
+            raise invalid_request(
+                "DID document verification method does not match expected signing key"
+            )
 
     async def is_valid(self, account: Account) -> bool:
         """Whether `check` finds nothing wrong; what cannot be found out is not valid."""
@@ -184,7 +177,3 @@ def _report(txn: Txn, aid: int, is_did_valid: bool) -> AccountReport:
         expected_blobs=expected,
         stored_blobs=stored,
     )
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

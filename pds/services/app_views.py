@@ -35,7 +35,6 @@ from pds.services.principal import Principal
 from pds.services.proxy import (
     APPVIEW_ID,
     MAX_ASKED_BYTES,
-    DocumentSource,
     NoService,
     ProxiedCall,
     Proxy,
@@ -44,6 +43,7 @@ from pds.services.proxy import (
 )
 from pds.services.proxy_answers import ProxiedAnswer, UpstreamError
 from pds.services.read_after_write import JSON, ReadAfterWrite, ViewAnswer
+from pds.services.resolving import DidDocuments
 
 THREAD: Final = "app.bsky.feed.getPostThread"
 PROFILES: Final = "app.bsky.actor.getProfiles"
@@ -72,7 +72,7 @@ class AppViews:
         self,
         *,
         proxy: Proxy,
-        documents: DocumentSource,
+        documents: DidDocuments,
         catalog: Catalog,
         read_after_write: ReadAfterWrite,
         local: LocalAnswers,

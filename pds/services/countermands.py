@@ -12,7 +12,7 @@ Spec: (ACC-62, ID-55, ID-57)
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pds.errors import RequestError
+from pds.errors import RequestError, invalid_request
 from pds.protocol.keys import Signer
 from pds.protocol.plc import (
     OperationJson,
@@ -110,7 +110,7 @@ class Countermands:
                 -1,
             )
         if at < 1:
-            raise _refused(
+            raise invalid_request(
                 "There is no foreign operation that can still be taken back"
                 if cid is None
                 else "That operation is not in effect, or is the first of the identity"
@@ -130,7 +130,7 @@ class Countermands:
         elif plan.obstacle is None:
             operation = sign_operation(plan.fields, self._signer)
         else:
-            raise _refused(_explain(plan))
+            raise invalid_request(_explain(plan))
         account = plan.account
 
         def check(txn: Txn) -> None:
@@ -147,11 +147,11 @@ class Countermands:
         before, target = log.active[at - 1], log.active[at]
         state = before.operation.state
         if state is None:
-            raise _refused("The identity had been ended before that")
+            raise invalid_request("The identity had been ended before that")
         rank = find_signer(target.operation, state.rotation_keys)
         now_us = self._clock.now_us()
         if now_us - target.created_at_us > RECOVERY_WINDOW_US:
-            raise _refused(
+            raise invalid_request(
                 f"It is too late: the operation was accepted at"
                 f" {format_datetime(target.created_at_us)}, and can be taken back for 72 hours"
             )
@@ -180,10 +180,10 @@ def _check_signed(content: Any, plan: Countermand) -> PlcOperation:
         operation = parse_operation(content)
         unsigned = {name: value for name, value in operation.to_json().items() if name != "sig"}
         if unsigned != plan.fields:
-            raise _refused("That is not the countermand: sign what the plan says")
+            raise invalid_request("That is not the countermand: sign what the plan says")
         find_signer(operation, plan.keys)
     except PlcError as error:
-        raise _refused(f"The countermand is not valid: {error}") from error
+        raise invalid_request(f"The countermand is not valid: {error}") from error
     return operation
 
 
@@ -197,7 +197,3 @@ def _explain(plan: Countermand) -> str:
         f"This server cannot take it back: {plan.obstacle}. One of these keys can, until"
         f" {format_datetime(plan.deadline_us)}: {', '.join(plan.keys)}"
     )
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

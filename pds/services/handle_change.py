@@ -17,7 +17,6 @@ Spec: (ID-25, ID-26, ACC-48)
 from typing import Protocol
 
 from pds.errors import NotResolvable, RequestError
-from pds.protocol.diddoc import DidDocument
 from pds.protocol.keys import Signer
 from pds.protocol.plc import OperationJson, PlcOperation, make_handle_update
 from pds.protocol.syntax import Did, Handle
@@ -32,18 +31,9 @@ from pds.services.identity_acts import (
     no_account,
 )
 from pds.services.identity_journal import IdentityJournal, Plan
+from pds.services.resolving import Resolver
 from pds.store.accounts import get_account_by_aid
 from pds.store.engine import Txn
-
-
-class Resolver(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-    async def resolve_handle(self, handle: Handle, *, refresh: bool = False) -> Did:
-        """Return the DID that a handle names; raises NotResolvable or Unreachable."""
 
 
 class LeftOvers(Protocol):

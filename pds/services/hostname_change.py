@@ -29,7 +29,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pds.errors import NotResolvable, RemoteError, RequestError
 from pds.log import get_logger
@@ -49,6 +49,7 @@ from pds.services.handles import HandlePolicy
 from pds.services.identity_acts import Act, ActKind, check_handle_free, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
 from pds.services.plc_asking import PlcReader
+from pds.services.resolving import DidDocuments
 from pds.services.settings import setting
 from pds.store.accounts import (
     Account,
@@ -145,13 +146,6 @@ class Reach:
     problem: str | None
 
 
-class Resolver(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-
 AskDid = Callable[[str], Awaitable[str | None]]
 """Asks the server at a URL for its DID; raises RemoteError."""
 
@@ -164,7 +158,7 @@ class HostnameChange:
         *,
         engine: Engine,
         plc: PlcReader,
-        resolver: Resolver,
+        resolver: DidDocuments,
         journal: IdentityJournal,
         handles: HandlePolicy,
         rotation_signer: Signer,

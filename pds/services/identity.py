@@ -21,6 +21,7 @@ from pds.protocol.diddoc import INVALID_HANDLE, DidDocument
 from pds.protocol.syntax import Did, Handle, InvalidSyntax, parse_at_identifier, parse_did
 from pds.services.handles import HandlePolicy
 from pds.services.repo_txn import emit_identity
+from pds.services.resolving import Resolver
 from pds.store.accounts import Account, get_account_by_aid
 from pds.store.engine import Engine, Txn
 
@@ -28,16 +29,6 @@ AskAppview: TypeAlias = Callable[[Handle], Awaitable[str | None]]
 """Asks the AppView which DID a handle has; None or a RemoteError when it does not know."""
 
 _NOT_FOUND: Final = "Unable to resolve handle"
-
-
-class Resolver(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-    async def resolve_handle(self, handle: Handle, *, refresh: bool = False) -> Did:
-        """Return the DID that a handle names; raises NotResolvable or Unreachable."""
 
 
 class AccountLookup(Protocol):

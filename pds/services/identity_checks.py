@@ -19,15 +19,15 @@ wrongly, and none is touched.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
 from pds.errors import NotResolvable, RemoteError
 from pds.log import get_logger
-from pds.protocol.diddoc import INVALID_HANDLE, DidDocument
-from pds.protocol.syntax import Did, Handle
+from pds.protocol.diddoc import INVALID_HANDLE
 from pds.services.account_states import AccountStates
 from pds.services.handles import HandlePolicy
 from pds.services.repo_txn import emit_identity
+from pds.services.resolving import Resolver
 from pds.store.accounts import Account, get_account_by_aid, list_accounts
 from pds.store.clock import US_PER_S
 from pds.store.engine import Engine, Txn
@@ -53,16 +53,6 @@ MIN_SUSPICIOUS: Final = 3
 
 
 _log: Final = get_logger(__name__)
-
-
-class Resolver(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
-
-    async def resolve_handle(self, handle: Handle, *, refresh: bool = False) -> Did:
-        """Return the DID that a handle names; raises NotResolvable or Unreachable."""
 
 
 class Finding(StrEnum):

@@ -28,9 +28,9 @@ Spec: (ID-25, ID-60, ID-72, SYNC-43)
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from pds.errors import Rejected, RemoteError, RequestError, StoreError
+from pds.errors import Rejected, RemoteError, RequestError, StoreError, invalid_request
 from pds.identity.errors import PlcRateLimited
 from pds.log import get_logger
 from pds.protocol.keys import Signer
@@ -41,7 +41,7 @@ from pds.protocol.plc import (
     check_limits,
     sign_operation,
 )
-from pds.protocol.syntax import Did, Handle
+from pds.protocol.syntax import Did
 from pds.services.identity_acts import (
     ACT_KIND,
     Act,
@@ -52,6 +52,7 @@ from pds.services.identity_acts import (
 )
 from pds.services.journal_settling import JournalSettings, Settled
 from pds.services.plc_asking import PlcInTime, PlcPublisher, no_answer, refusing_without_plc
+from pds.services.resolving import Forgetful
 from pds.services.unbroken import UnbrokenActs
 from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine, Txn
@@ -66,13 +67,6 @@ Build = Callable[[PlcOperation], "OperationJson | None"]
 """Makes the unsigned operation that follows the last one; None when it says so already.
 
 Raises: RequestError, PlcError."""
-
-
-class Forgetful(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def forget(self, did: Did, handle: Handle | None = None) -> None:
-        """Drop what is remembered of an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +164,7 @@ class IdentityJournal:
         try:
             last = await self._ask_last(act.did)
             if last.is_tombstone:
-                raise _refused("The DID was ended by a tombstone")
+                raise invalid_request("The DID was ended by a tombstone")
             fields = build(last)
             if fields is None:
                 return act
@@ -179,7 +173,7 @@ class IdentityJournal:
         except (RequestError, PlcError) as error:
             await self._engine.transact("identity.undo", self._rows.undo, journal_id)
             if isinstance(error, PlcError):
-                raise _refused(f"No valid operation can be made: {error}") from error
+                raise invalid_request(f"No valid operation can be made: {error}") from error
             raise
         act = act.with_operation(operation)
         is_ours = await self._engine.transact(
@@ -200,7 +194,7 @@ class IdentityJournal:
             await self._engine.transact("identity.undo", self._rows.undo, journal_id)
             if isinstance(error, PlcRateLimited):
                 raise RequestError("RateLimitExceeded", str(error), 429) from error
-            raise _refused(str(error)) from error
+            raise invalid_request(str(error)) from error
         except RemoteError as error:
             raise no_answer("the change is made as soon as it does") from error
 
@@ -285,9 +279,7 @@ class IdentityJournal:
         return Settled.UNDONE if is_closed else Settled.WAITING
 
 
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)
-
-
 def _settled_meanwhile() -> RequestError:
-    return _refused("The change was settled meanwhile, look at the account before trying again")
+    return invalid_request(
+        "The change was settled meanwhile, look at the account before trying again"
+    )

@@ -11,8 +11,7 @@ cannot change, a did:web or one without our rotation key, must name the reserved
 import secrets
 from typing import Final, Protocol
 
-from pds.errors import NotResolvable, RequestError
-from pds.protocol.diddoc import DidDocument
+from pds.errors import NotResolvable, invalid_request
 from pds.protocol.keys import (
     Curve,
     InvalidKey,
@@ -28,19 +27,13 @@ from pds.services.audit import Order
 from pds.services.identity_acts import Act, ActKind, NewKey, no_account
 from pds.services.identity_journal import IdentityJournal, Plan
 from pds.services.moderation import subject_not_found
+from pds.services.resolving import DidDocuments
 from pds.store.accounts import Account, get_account_by_aid, get_account_by_did
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import KEY_ENTROPY_BYTES, Keystore
 
 CURVE: Final[Curve] = "k256"
 """Of keys that are made here: what the network uses most (DM-50)."""
-
-
-class Resolver(Protocol):
-    """What this needs of `pds.identity.resolver.IdentityResolver`."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
 
 
 class ReservedSecrets(Protocol):
@@ -57,7 +50,7 @@ class KeyRotation:
         self,
         *,
         engine: Engine,
-        resolver: Resolver,
+        resolver: DidDocuments,
         journal: IdentityJournal,
         reserved: ReservedSecrets,
         keystore: Keystore,
@@ -121,10 +114,10 @@ class KeyRotation:
         try:
             wanted = parse_did_key(did_key)
         except InvalidKey as error:
-            raise _refused("signingKey is not a did:key of a P-256 or K-256 key") from error
+            raise invalid_request("signingKey is not a did:key of a P-256 or K-256 key") from error
         secret = await self._reserved.get_secret(did)
         if secret is None or make_signer(CURVE, secret).public_key != wanted:
-            raise _refused(
+            raise invalid_request(
                 "This server does not hold the private half of signingKey: reserve a key for the "
                 "DID with com.atproto.server.reserveSigningKey, and name that one"
             )
@@ -136,7 +129,7 @@ class KeyRotation:
         if methods.get(SIGNING_KEY_ID) == new_key.did_key:
             return None
         if state is None or self._rotation_key not in state.rotation_keys:
-            raise _refused(
+            raise invalid_request(
                 "This server holds no rotation key of the account: reserve a signing key for the "
                 "DID, publish it with a key of yours, then name it here"
             )
@@ -149,8 +142,4 @@ class KeyRotation:
         except NotResolvable:
             document = None
         if document is None or document.signing_key != new_key:
-            raise _refused("The DID document must name the new signing key already")
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)
+            raise invalid_request("The DID document must name the new signing key already")

@@ -38,6 +38,7 @@ from pds.protocol.lexicon.definitions import Document
 from pds.protocol.lexicon.schema import SCHEMA_COLLECTION, SchemaError, parse_document
 from pds.protocol.repo_verify import verify_record_proof
 from pds.protocol.syntax import Did, Nsid
+from pds.services.resolving import DidDocuments
 
 MAX_CAR_BYTES: Final = 1024 * 1024 + 10 * 1024
 """Largest proof that is read (LEX-84): a record of the largest size, and the path to it."""
@@ -84,13 +85,6 @@ class Authorities(Protocol):
 
     async def resolve(self, nsid: Nsid) -> Did:
         """Return the DID; raises NotResolvable or Unreachable."""
-
-
-class DidDocuments(Protocol):
-    """Where DID documents come from (`pds.identity.resolver.IdentityResolver`)."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
 
 
 class HttpGetter(Protocol):

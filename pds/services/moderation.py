@@ -26,9 +26,10 @@ from pds.protocol.data import Json
 from pds.protocol.syntax import Did, format_datetime
 from pds.services.account_cache import AccountCache
 from pds.services.account_states import AccountStates
-from pds.services.account_status import Documents, IdentityCheck
+from pds.services.account_status import IdentityCheck
 from pds.services.audit import Order, carry_out, note_act
 from pds.services.repo_txn import Moment
+from pds.services.resolving import Forgetful
 from pds.services.sessions import Sessions
 from pds.store.accounts import (
     Account,
@@ -119,7 +120,7 @@ class Moderation:
         sessions: Sessions,
         states: AccountStates,
         identities: IdentityCheck,
-        documents: Documents,
+        documents: Forgetful,
     ) -> None:
         self._engine = engine
         self._clock = clock

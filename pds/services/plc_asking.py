@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
-from pds.errors import NotResolvable, RemoteError, RequestError, Unreachable
+from pds.errors import NotResolvable, RemoteError, RequestError, Unreachable, invalid_request
 from pds.protocol.plc import PlcOperation
 from pds.protocol.plc_log import PlcLog
 from pds.protocol.syntax import Did
@@ -69,8 +69,7 @@ def refusing_without_plc(then: str = "try again later") -> Iterator[None]:
     try:
         yield
     except NotResolvable as error:
-        message = "The DID is not registered in the PLC directory"
-        raise RequestError("InvalidRequest", message) from error
+        raise invalid_request("The DID is not registered in the PLC directory") from error
     except RemoteError as error:
         raise no_answer(then) from error
 

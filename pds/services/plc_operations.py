@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pds.errors import RequestError
+from pds.errors import invalid_request
 from pds.log import get_logger
 from pds.protocol.data import Json
 from pds.protocol.keys import Signer
@@ -147,23 +147,23 @@ class PlcOperations:
         Spec: (ID-68)
         """
         if not code:
-            raise _refused("email confirmation token required to sign PLC operations")
+            raise invalid_request("email confirmation token required to sign PLC operations")
         parts = _parse_changes(changes)
         account = await self._engine.read("plc.account", _get_account, aid)
         _check_is_plc(account.did)
         with refusing_without_plc():
             last = await self._plc.get_last_op(account.did)
         if last.state is None:
-            raise _refused("Did is tombstoned")
+            raise invalid_request("Did is tombstoned")
         if self._rotation_signer.public_key.did_key not in last.state.rotation_keys:
-            raise _refused(
+            raise invalid_request(
                 "This server holds no rotation key of the account, sign with a key of yours"
             )
         try:
             operation = sign_operation(make_update(last, **parts), self._rotation_signer)
             check_limits(operation)
         except PlcError as error:
-            raise _refused(f"Not a valid operation: {error}") from error
+            raise invalid_request(f"Not a valid operation: {error}") from error
         given = MailCode(aid, MailPurpose.PLC_OPERATION, code, self._clock.now_us())
         await self._tokens.use("plc.sign", given, _nothing_more)
         _log.info("plc.signed", did=account.did)
@@ -179,13 +179,13 @@ class PlcOperations:
             operation = parse_operation(content)
             check_limits(operation)
         except PlcError as error:
-            raise _refused(f"Not a valid operation: {error}") from error
+            raise invalid_request(f"Not a valid operation: {error}") from error
         if operation.state is None:
-            raise _refused("Not a PLC operation: a tombstone would end the identity")
+            raise invalid_request("Not a PLC operation: a tombstone would end the identity")
         state = operation.state
         is_ours = self._rotation_signer.public_key.did_key in state.rotation_keys
         if not is_ours and not self._settings.allow_self_custody:
-            raise _refused("Rotation keys do not include server's rotation key")
+            raise invalid_request("Rotation keys do not include server's rotation key")
         account = await self._engine.read("plc.account", _get_account, aid)
         _check_is_plc(account.did)
 
@@ -222,13 +222,13 @@ def _check_lives_here(state: PlcState, ours: Credentials, former_urls: tuple[str
     """Refuse an identity with which the account could not live here (ID-69)."""
     service = state.services.get(PDS_SERVICE_ID)
     if service is None or service.type != PDS_SERVICE_TYPE:
-        raise _refused("Incorrect type on atproto_pds service")
+        raise invalid_request("Incorrect type on atproto_pds service")
     if service.endpoint not in (ours.endpoint, *former_urls):
-        raise _refused("Incorrect endpoint on atproto_pds service")
+        raise invalid_request("Incorrect endpoint on atproto_pds service")
     if state.verification_methods.get(SIGNING_KEY_ID) != ours.signing_key:
-        raise _refused("Incorrect signing key")
+        raise invalid_request("Incorrect signing key")
     if ours.also_known_as and state.also_known_as[:1] != ours.also_known_as:
-        raise _refused("Incorrect handle in alsoKnownAs")
+        raise invalid_request("Incorrect handle in alsoKnownAs")
 
 
 def _check_follows(did: Did, log: PlcLog, operation: PlcOperation, now_us: int) -> None:
@@ -239,7 +239,7 @@ def _check_follows(did: Did, log: PlcLog, operation: PlcOperation, now_us: int) 
     try:
         validate_new_operation(did, log, operation, max(now_us, after_us), rate_limits=None)
     except PlcError as error:
-        raise _refused(f"Not a valid operation: {error}") from error
+        raise invalid_request(f"Not a valid operation: {error}") from error
 
 
 def _parse_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,20 +262,20 @@ def _parse_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _service(entry: Any) -> PlcService:
     fields = _object(entry, "services")
     if fields.keys() != {"type", "endpoint"}:
-        raise _refused("A service has a type and an endpoint")
+        raise invalid_request("A service has a type and an endpoint")
     _texts(list(fields.values()), "services")
     return PlcService(fields["type"], fields["endpoint"])
 
 
 def _texts(value: Any, where: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise _refused(f"{where} must hold strings")
+        raise invalid_request(f"{where} must hold strings")
     return value
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _refused(f"{where} must be an object")
+        raise invalid_request(f"{where} must be an object")
     return value
 
 
@@ -288,12 +288,8 @@ def _get_account(txn: Txn, aid: int) -> Account:
 
 def _check_is_plc(did: Did) -> None:
     if not did.startswith("did:plc:"):
-        raise _refused("Only did:plc identities have PLC operations")
+        raise invalid_request("Only did:plc identities have PLC operations")
 
 
 def _nothing_more(_txn: Txn) -> None:
     """Signing changes no row; using up the code is all."""
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

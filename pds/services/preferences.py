@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from pds.errors import RequestError
+from pds.errors import invalid_request
 from pds.protocol.data import Json
 from pds.services.principal import Principal
 from pds.store.clock import Clock
@@ -78,26 +78,28 @@ class Preferences:
 def check_preferences(items: Sequence[Json], *, is_full: bool) -> tuple[Preference, ...]:
     """Return the items in stored form, read-only ones left out."""
     if len(items) > MAX_PREFERENCES:
-        raise _refused(f"At most {MAX_PREFERENCES} preferences are kept")
+        raise invalid_request(f"At most {MAX_PREFERENCES} preferences are kept")
     preferences = []
     total_bytes = 0
     for item in items:
         kind = item.get("$type") if isinstance(item, dict) else None
         if not isinstance(kind, str) or not kind:
-            raise _refused("Preference is missing a $type")
+            raise invalid_request("Preference is missing a $type")
         if not _is_in_namespace(kind):
-            raise _refused(f"Some preferences are not in the {NAMESPACE} namespace")
+            raise invalid_request(f"Some preferences are not in the {NAMESPACE} namespace")
         if kind == DECLARED_AGE:
             continue
         if kind == PERSONAL_DETAILS and not is_full:
-            raise _refused(f"Do not have authorization to set preferences: {kind}")
+            raise invalid_request(f"Do not have authorization to set preferences: {kind}")
         value = orjson.dumps(item)
         if len(value) > MAX_PREFERENCE_BYTES:
-            raise _refused(f"A preference is larger than {MAX_PREFERENCE_BYTES} bytes")
+            raise invalid_request(f"A preference is larger than {MAX_PREFERENCE_BYTES} bytes")
         total_bytes += len(value)
         preferences.append(Preference(kind, value))
     if total_bytes > MAX_ALL_PREFERENCES_BYTES:
-        raise _refused(f"Preferences are larger than {MAX_ALL_PREFERENCES_BYTES} bytes together")
+        raise invalid_request(
+            f"Preferences are larger than {MAX_ALL_PREFERENCES_BYTES} bytes together"
+        )
     return tuple(preferences)
 
 
@@ -129,7 +131,3 @@ def _age_at(born: date, today: date) -> int:
 
 def _is_in_namespace(kind: str) -> bool:
     return kind.startswith(f"{NAMESPACE}.")
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

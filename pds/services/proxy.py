@@ -17,8 +17,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pds.errors import NotResolvable, RemoteError, RequestError
-from pds.protocol.diddoc import DidDocument, parse_origin
+from pds.errors import NotResolvable, RemoteError, RequestError, invalid_request
+from pds.protocol.diddoc import parse_origin
 from pds.protocol.syntax import Did, InvalidSyntax, parse_did
 from pds.services.method_policy import is_privileged, is_protected
 from pds.services.principal import Principal
@@ -30,6 +30,7 @@ from pds.services.proxy_answers import (
     check_answer,
     failed,
 )
+from pds.services.resolving import DidDocuments
 from pds.store.accounts import AccountStatus
 
 CREATE_REPORT: Final = "com.atproto.moderation.createReport"
@@ -67,13 +68,6 @@ class UpstreamClient(Protocol):
         headers_timeout_s: float,
     ) -> AbstractAsyncContextManager[UpstreamAnswer]:
         """Send one request and follow no redirect. Raises: RemoteError."""
-
-
-class DocumentSource(Protocol):
-    """Finds DID documents."""
-
-    async def resolve_did(self, did: Did) -> DidDocument:
-        """Return the document. Raises: NotResolvable, Unreachable."""
 
 
 class AppviewSource(Protocol):
@@ -168,7 +162,7 @@ class Proxy:
         *,
         trusted: UpstreamClient,
         guarded: UpstreamClient,
-        documents: DocumentSource,
+        documents: DidDocuments,
         tokens: TokenMinter,
         settings: ProxySettings,
         choices: AppviewSource | None = None,
@@ -226,13 +220,13 @@ class Proxy:
         try:
             document = await self._documents.resolve_did(did)
         except NotResolvable as error:
-            raise _refused("could not resolve proxy did") from error
+            raise invalid_request("could not resolve proxy did") from error
         except RemoteError as error:
             raise failed("could not resolve proxy did") from error
         service = document.service(service_id)
         url = parse_origin(service.endpoint) if service is not None else None
         if url is None:
-            raise _refused("could not resolve proxy did service url")
+            raise invalid_request("could not resolve proxy did service url")
         return ProxyTarget(did, service_id, url, is_configured=False)
 
     def check_permission(self, principal: Principal, nsid: str) -> Did:
@@ -350,11 +344,11 @@ class Proxy:
 def _parse_header(header: str) -> tuple[Did, str]:
     did, hash_sign, service_id = header.partition("#")
     if not hash_sign or not service_id or "#" in service_id or set(header) & set(" \t,"):
-        raise _refused("invalid format in proxy header")
+        raise invalid_request("invalid format in proxy header")
     try:
         return parse_did(did), service_id
     except InvalidSyntax as error:
-        raise _refused("invalid did in proxy header") from error
+        raise invalid_request("invalid did in proxy header") from error
 
 
 def _service_of(nsid: str) -> str:
@@ -386,7 +380,3 @@ def _readable(codings: str) -> str:
         if coding.strip() == "gzip" and weight.replace(" ", "") not in ("q=0", "q=0.0"):
             return "gzip"
     return "identity"
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

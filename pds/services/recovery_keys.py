@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from pds.errors import RequestError
+from pds.errors import RequestError, invalid_request
 from pds.protocol.keys import InvalidKey, Signer, parse_did_key
 from pds.protocol.plc import MAX_ROTATION_KEYS, OperationJson, PlcOperation, make_update
 from pds.services.account_cache import AccountCache
@@ -88,18 +88,18 @@ class RecoveryKeys:
         try:
             new = parse_did_key(did_key).did_key
         except InvalidKey as error:
-            raise _refused("The key is not a did:key of a P-256 or K-256 key") from error
+            raise invalid_request("The key is not a did:key of a P-256 or K-256 key") from error
         if self._role(new) is not KeyRole.OWNER:
-            raise _refused("The key belongs to this server or its operator")
+            raise invalid_request("The key belongs to this server or its operator")
         if replaces is not None and self._role(replaces) is not KeyRole.OWNER:
-            raise _refused("Only a key of the owner can be replaced")
+            raise invalid_request("Only a key of the owner can be replaced")
 
         def change(keys: tuple[str, ...]) -> list[str]:
             if replaces is not None and replaces not in keys:
-                raise _refused("The key to be replaced is none of the rotation keys")
+                raise invalid_request("The key to be replaced is none of the rotation keys")
             changed = [new, *(key for key in keys if key not in (new, replaces))]
             if len(changed) > MAX_ROTATION_KEYS:
-                raise _refused(
+                raise invalid_request(
                     f"An identity has at most {MAX_ROTATION_KEYS} rotation keys: remove one first"
                 )
             return changed
@@ -112,11 +112,11 @@ class RecoveryKeys:
         Raises: as `add`.
         """
         if self._role(did_key) is not KeyRole.OWNER:
-            raise _refused("Only a key of the owner can be removed here")
+            raise invalid_request("Only a key of the owner can be removed here")
 
         def change(keys: tuple[str, ...]) -> list[str]:
             if did_key not in keys:
-                raise _refused("The key is none of the rotation keys")
+                raise invalid_request("The key is none of the rotation keys")
             return [key for key in keys if key != did_key]
 
         return await self._change(did, change, order)
@@ -133,7 +133,7 @@ class RecoveryKeys:
         def build(last: PlcOperation) -> OperationJson | None:
             keys = () if last.state is None else last.state.rotation_keys
             if self._server_key not in keys:
-                raise _refused(
+                raise invalid_request(
                     "This server is none of the rotation keys of the account and cannot change"
                     " them: sign the operation with a key that is"
                 )
@@ -155,14 +155,10 @@ class RecoveryKeys:
         if account is None:
             raise RequestError("AccountNotFound", "Account not found", 404)
         if not account.did.startswith("did:plc:"):
-            raise _refused("Only did:plc identities have rotation keys")
+            raise invalid_request("Only did:plc identities have rotation keys")
         return account
 
     def _role(self, did_key: str) -> KeyRole:
         if did_key == self._server_key:
             return KeyRole.SERVER
         return KeyRole.OPERATOR if did_key == self._operator_key else KeyRole.OWNER
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

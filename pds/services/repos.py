@@ -18,7 +18,6 @@ from pds.errors import RemoteError, RequestError
 from pds.protocol.cbor import decode_json, link_text
 from pds.protocol.cid import Cid, InvalidCid, parse_cid
 from pds.protocol.data import Json, dump_json
-from pds.protocol.diddoc import DidDocument
 from pds.protocol.frames import MAX_COMMIT_OPS
 from pds.protocol.lexicon.catalog import Catalog
 from pds.protocol.mst.tree import DEFAULT_CACHE_NODES, NodeCache, TreeLimit
@@ -42,6 +41,7 @@ from pds.services.records_prepare import (
     unknown_collections,
 )
 from pds.services.repo_txn import Moment, commit_writes
+from pds.services.resolving import DidDocuments
 from pds.store.clock import Clock
 from pds.store.engine import Engine, Txn
 from pds.store.keystore import Keystore
@@ -88,13 +88,6 @@ class RepoDescription:
     did_document: Json
     collections: tuple[str, ...]
     handle_is_correct: bool
-
-
-class DidDocuments(Protocol):
-    """Where DID documents come from (`pds.identity.resolver.IdentityResolver`)."""
-
-    async def resolve_did(self, did: Did, *, refresh: bool = False) -> DidDocument:
-        """Return the document of a DID; raises NotResolvable or Unreachable."""
 
 
 class OtherSchemas(Protocol):
@@ -451,7 +444,6 @@ def _read_description(
 
 
 __all__ = [
-    "DidDocuments",
     "RecordWrite",
     "RepoDescription",
     "RepoUnknown",

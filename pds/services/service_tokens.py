@@ -20,7 +20,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
-from pds.errors import NotResolvable, RequestError
+from pds.errors import NotResolvable, RequestError, invalid_request
 from pds.protocol.jwt import JwtError, decode_jwt
 from pds.protocol.keys import PublicKey, Signer
 from pds.protocol.service_auth import (
@@ -36,9 +36,9 @@ from pds.protocol.service_auth import (
 )
 from pds.protocol.syntax import Did, InvalidSyntax, is_blessed_did, parse_did, parse_nsid
 from pds.services.account_cache import AccountCache, AidCache
-from pds.services.account_creation import Resolver
 from pds.services.method_policy import CREATE_ACCOUNT, is_privileged, is_protected
 from pds.services.principal import Principal, PrincipalKind, ReplayId
+from pds.services.resolving import DidDocuments
 from pds.store.accounts import Account, AccountStatus
 from pds.store.clock import US_PER_S, Clock
 from pds.store.engine import Engine
@@ -65,7 +65,7 @@ class ServiceTokens:
         wall: Clock,
         keystore: Keystore,
         accounts: AccountCache,
-        resolver: Resolver,
+        resolver: DidDocuments,
         service_did: str,
         former_dids: Sequence[str] = (),
         moderator_did: str | None = None,
@@ -122,11 +122,13 @@ class ServiceTokens:
         if exp is not None:
             _check_expiration(exp - self._now_s(), has_method=lxm is not None)
         if lxm is None:
-            raise _refused("A token must name the method it is for: lxm is required")
+            raise invalid_request("A token must name the method it is for: lxm is required")
         if is_protected(lxm):
-            raise _refused(f"cannot request a service auth token for a protected method: {lxm}")
+            raise invalid_request(
+                f"cannot request a service auth token for a protected method: {lxm}"
+            )
         if is_privileged(lxm) and not (principal.is_privileged or principal.is_takendown):
-            raise _refused(f"insufficient access to request a service auth token for {lxm}")
+            raise invalid_request(f"insufficient access to request a service auth token for {lxm}")
         return await self.mint(principal.did, aud=aud, lxm=lxm, exp=exp)
 
     def _check_audience(self, aud: str) -> None:
@@ -134,13 +136,13 @@ class ServiceTokens:
         try:
             parse_did(did)
         except InvalidSyntax as error:
-            raise _refused("aud must be a DID or a DID with a service id") from error
+            raise invalid_request("aud must be a DID or a DID with a service id") from error
         is_whole = not hash_sign or (fragment.isascii() and fragment.isprintable())
         has_fragment = not hash_sign or (fragment and not set(fragment) & set(" #"))
         if len(aud) > MAX_AUDIENCE_BYTES or not (is_whole and has_fragment):
-            raise _refused("aud must be a DID or a DID with a service id")
+            raise invalid_request("aud must be a DID or a DID with a service id")
         if not is_blessed_did(did, dev=self._dev):
-            raise _refused("aud must be a did:plc or did:web")
+            raise invalid_request("aud must be a did:plc or did:web")
 
     async def _signer(self, account: Account, key_id: int) -> Signer:
         signer = self._signers.get(key_id)
@@ -278,7 +280,3 @@ def _check_expiration(life_s: int, *, has_method: bool) -> None:
             "BadExpiration",
             "cannot request a method-less token that expires more than a minute in the future",
         )
-
-
-def _refused(message: str) -> RequestError:
-    return RequestError("InvalidRequest", message)

@@ -13,13 +13,12 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
-from pds.errors import RequestError
+from pds.errors import RequestError, invalid_request
 from pds.services.principal import Principal, PrincipalKind
 from pds.services.proxy import ProxiedCall
 from pds.services.proxy_answers import ProxiedAnswer
 from pds.xrpc.access import Allows
 from pds.xrpc.auth import Auth
-from pds.xrpc.errors import invalid_request
 from pds.xrpc.proxy import ANSWER_HEADERS, make_proxied, stream_answer
 from pds.xrpc.server import Answer, Call, MethodTable
 

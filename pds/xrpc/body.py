@@ -13,8 +13,8 @@ from typing import Final
 
 from aiohttp import web
 
-from pds.errors import RequestError
-from pds.xrpc.errors import invalid_request, payload_too_large
+from pds.errors import RequestError, invalid_request
+from pds.xrpc.errors import payload_too_large
 
 DECODED_CHUNK_BYTES: Final = 256 * 1024
 """Largest piece that one call of a decompressor may yield: a bomb never becomes one big string."""

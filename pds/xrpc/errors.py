@@ -18,6 +18,7 @@ from pds.errors import (
     RequestError,
     Unavailable,
     Unreachable,
+    invalid_request,
 )
 
 STATUS_NAMES: Final = {
@@ -45,11 +46,6 @@ STATUS_NAMES: Final = {
 INTERNAL_MESSAGE: Final = "Internal Server Error"
 MAX_MESSAGE_CHARS: Final = 1000
 """Messages may quote the request; they never become a way to fill a log or a screen."""
-
-
-def invalid_request(message: str) -> RequestError:
-    """A request that breaks a general rule."""
-    return RequestError("InvalidRequest", message)
 
 
 def payload_too_large(limit_bytes: int) -> RequestError:

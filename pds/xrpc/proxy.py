@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Mapping
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from pds.errors import RemoteError, RequestError
+from pds.errors import RemoteError, RequestError, invalid_request
 from pds.services.proxy import ProxiedCall
 from pds.services.proxy_answers import ProxiedAnswer
-from pds.xrpc.errors import invalid_request, payload_too_large
+from pds.xrpc.errors import payload_too_large
 from pds.xrpc.server import Answer, Call
 
 ANSWER_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox"}

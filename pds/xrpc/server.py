@@ -21,7 +21,7 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
-from pds.errors import ConfigError, ProtocolError, RequestError
+from pds.errors import ConfigError, ProtocolError, RequestError, invalid_request
 from pds.protocol.data import Json, parse_json
 from pds.protocol.lexicon.catalog import Method
 from pds.protocol.syntax import InvalidSyntax, parse_nsid
@@ -36,7 +36,6 @@ from pds.xrpc.errors import (
     as_request_error,
     error_response,
     internal_error,
-    invalid_request,
 )
 from pds.xrpc.listener import ServerRequest
 from pds.xrpc.rate_hook import RateHook
