@@ -16,6 +16,9 @@ from tests.independent import Follower, check_export, cid_text
 from tests.support_load import Writer, call
 from tests.support_process import ServerProcess
 
+WRITES_OF_A_ROUND = 6
+"""At least so many are acknowledged before the server is killed, however busy the machine is."""
+
 
 @dataclass
 class KillRun:
@@ -57,12 +60,20 @@ class KillRun:
                     self.follower.take(message.data)
                     self.delivered.append((self.follower.last_seq, message.data))
 
+    @property
+    def acknowledged(self) -> int:
+        return sum(writer.acknowledged for writer in self.writers)
+
     async def round(self, session: aiohttp.ClientSession, load_s: float) -> None:
         """Load, kill, restart, compare."""
         stop = asyncio.Event()
         tasks = [asyncio.create_task(writer.run(session, stop)) for writer in self.writers]
         live = asyncio.create_task(self._subscribe(session))
+        goal = self.acknowledged + WRITES_OF_A_ROUND
         await asyncio.sleep(load_s)
+        async with asyncio.timeout(60):
+            while self.acknowledged < goal:
+                await asyncio.sleep(0.005)
         await self.server.kill()
         await asyncio.gather(*tasks)
         await live
@@ -146,7 +157,7 @@ async def kill_many(
 ) -> KillRun:
     """Run `rounds` of load, kill and restart; returns the books."""
     run = KillRun(server, plc_url, accounts, seed)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
         await server.start()
         await run._sign_up(session)
         for _ in range(rounds):

@@ -1,6 +1,7 @@
 """The process that reads exports, seen from outside: killed, and left alone by a server's end."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -35,7 +36,9 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def export_stopped(server: LiveServer, account: Account, pid: int, end: int) -> bytes:
+async def export_stopped(
+    server: LiveServer, account: Account, pid: int, end: int, sent: asyncio.Event | None = None
+) -> bytes:
     """Fetch a repo, stop the process at the first byte, then send it or the server a signal.
 
     Return all bytes of the body; an answer that was cut raises.
@@ -51,6 +54,8 @@ async def export_stopped(server: LiveServer, account: Account, pid: int, end: in
             server.process.send_signal(end)
         else:
             os.kill(pid, end)
+        if sent is not None:
+            sent.set()
         return first + await answer.content.read()
 
 
@@ -80,9 +85,12 @@ async def test_ends_of_the_process_and_of_the_server(tmp_path):
         assert await server.export(account.did) == whole
 
         (pid,) = children(server)
-        stopping = asyncio.create_task(export_stopped(server, account, pid, signal.SIGTERM))
+        sent = asyncio.Event()
+        stopping = asyncio.create_task(export_stopped(server, account, pid, signal.SIGTERM, sent))
+        await asyncio.wait_for(sent.wait(), 60)
         await asyncio.sleep(1)
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # If the export was over, it has ended.
+            os.kill(pid, signal.SIGCONT)
         await asyncio.wait([stopping])
         assert stopping.exception() is not None or stopping.result() == whole
         assert await server.stop() == 0

@@ -56,7 +56,7 @@ class FakeRelay:
         try:
             async with self.http.get(
                 f"{url}/xrpc/com.atproto.server.describeServer",
-                timeout=aiohttp.ClientTimeout(total=5),
+                timeout=aiohttp.ClientTimeout(total=60),
             ) as answer:
                 described = answer.status == 200 and "did" in await answer.json()
         except (aiohttp.ClientError, TimeoutError):

@@ -18,7 +18,7 @@ def program(folder: Path, body: str) -> SendmailProgram:
 
 
 async def run(
-    chosen: SendmailProgram, recipient: str = "alice@mail.test", timeout_s: float = 10.0
+    chosen: SendmailProgram, recipient: str = "alice@mail.test", timeout_s: float = 60.0
 ) -> None:
     await run_sendmail(
         chosen,
@@ -100,5 +100,11 @@ def test_program_that_does_not_read(tmp_path: Path, loop: str, size: int) -> Non
 
 
 async def test_program_that_leaves_a_child_behind_has_ended(tmp_path: Path) -> None:
-    chosen = program(tmp_path, "if os.fork() == 0: time.sleep(3)\nelse: sys.exit(0)")
-    await run(chosen, timeout_s=2.0)
+    going_on = tmp_path / "child"
+    child = f"while os.path.exists({str(going_on)!r}): time.sleep(0.1)"
+    chosen = program(tmp_path, f"if os.fork() == 0:\n  {child}\nelse: sys.exit(0)")
+    going_on.touch()
+    try:
+        await run(chosen)
+    finally:
+        going_on.unlink()

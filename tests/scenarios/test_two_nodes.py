@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from pds.services.account_cache import TTL_S
 from tests.fakes.plc import running_plc
 from tests.independent import Follower, check_export, cid_text
 from tests.support_client import Client, XrpcError
@@ -176,7 +177,7 @@ async def test_what_changes_at_one_node_holds_at_the_other(
         first, second = await asyncio.gather(*renewing)
         assert first["did"] == second["did"] == made["did"]
         await there.with_token(first["refreshJwt"]).post("com.atproto.server.deleteSession")
-        async with asyncio.timeout(3):  # told with the commit; far sooner than entries grow old
+        async with asyncio.timeout(TTL_S / 2):  # told with the commit; before entries grow old
             while True:
                 try:
                     await mine.get("com.atproto.server.getSession")
