@@ -49,6 +49,7 @@ MORTAL = (
     "blobs",
     "identities",
     "lifecycle",
+    "oauth",
     "plc",
     "plc_operations",
     "preferences",
@@ -147,6 +148,7 @@ class Run:
         self.deaths: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.wishes = 0
+        self.most_points = 30
 
     async def step(self) -> str:
         row = await self.hosts.new.server.engine.read("test", get_last_move, self.person.did)
@@ -154,7 +156,7 @@ class Run:
 
     async def run(self) -> dict[str, Any]:
         for life in range(MAX_LIVES):
-            fate = Fate(self.dice, points=self.dice.randint(1, 30))
+            fate = Fate(self.dice, points=self.dice.randint(1, self.most_points))
             done = await self._live(self._node(fate, life))
             at = await self.step()
             self.deaths[at] += fate.is_dead
