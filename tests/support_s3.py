@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pds.blobstore.s3 import S3Settings, open_bucket
+from tests.fakes.streams import connection, stream_server
 from tests.support import require
 from tests.support_process import free_port
 
@@ -203,7 +204,6 @@ def make_authority(folder: Path) -> tuple[bytes, ssl.SSLContext]:
 @contextlib.asynccontextmanager
 async def tls_in_front(port: int, context: ssl.SSLContext) -> AsyncIterator[str]:
     """End TLS before a plain port; yields the URL. The signature covers the host, port included."""
-    tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader, writer):
         try:
@@ -215,13 +215,8 @@ async def tls_in_front(port: int, context: ssl.SSLContext) -> AsyncIterator[str]
             writer.close()
 
     async def serve(reader, writer):
-        tasks.add(asyncio.current_task())
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+        async with connection(port) as (inner_reader, inner_writer):
+            await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async with stream_server(serve, context=context) as tls_port:
+        yield f"https://127.0.0.1:{tls_port}"

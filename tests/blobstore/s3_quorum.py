@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +32,14 @@ class Load:
     failures: list[str] = field(default_factory=list)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def phase(self, seconds: float, *, writes: int = 8) -> None:
+        """Let them go on for so long, and until they have written so much more."""
+        goal = self.writes + writes
+        await asyncio.sleep(seconds)
+        async with asyncio.timeout(60):
+            while self.writes < goal:
+                await asyncio.sleep(0.01)
+
     async def run(self) -> None:
         await asyncio.gather(*(self._work(random.Random(number)) for number in range(WORKERS)))
 
@@ -51,18 +58,23 @@ class Load:
                     self.failures.append(f"other bytes for {key}")
 
     async def _timed(self, act, call):
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         try:
             return await call
         except StoreError as error:
             self.failures.append(f"{act}: {error}")
             return None
         finally:
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.slowest_s = max(self.slowest_s, asyncio.get_running_loop().time() - began)
 
 
-async def tell(folder: Path, *, phase_s: float, largest: int, rounds: int, pause_s: float) -> Load:
-    """Kill, wipe and replace one server after the other; return what the clients saw."""
+async def tell(
+    folder: Path, *, phase_s: float, largest: int, rounds: int, pause_s: float, least: int = 60
+) -> Load:
+    """Kill, wipe and replace one server after the other; return what the clients saw.
+
+    They write at least `least` blobs, however busy the machine is.
+    """
     servers = [S3Server(folder / name) for name in ("a", "b")]
     spool = Spool(folder / "spool")
     await spool.start()
@@ -74,14 +86,15 @@ async def tell(folder: Path, *, phase_s: float, largest: int, rounds: int, pause
         working = asyncio.create_task(load.run())
         for number in range(rounds):
             victim = servers[number % 2]
-            await asyncio.sleep(phase_s)
+            await load.phase(phase_s)
             victim.stop()
-            await asyncio.sleep(phase_s)
+            await load.phase(phase_s)
             victim.wipe()
             await started(victim)
-            await asyncio.sleep(phase_s)
+            await load.phase(phase_s)
             # Before the other one may go, this one must have everything.
             await make_whole(store, load)
+        await load.phase(0, writes=max(0, least - load.writes))
         load.stop.set()
         await working
         await store.close()

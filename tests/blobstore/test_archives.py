@@ -21,6 +21,7 @@ from pds.blobstore.archives import (
 from pds.blobstore.archives_s3 import ArchiveBucket
 from pds.blobstore.s3 import PART_BYTES, PARTS_AT_ONCE, PIECE_BYTES
 from pds.errors import Unavailable
+from tests.fakes.streams import connection, stream_server
 from tests.support_process import free_port
 from tests.support_s3 import S3Server
 
@@ -46,7 +47,6 @@ async def content_of(place: ArchivePlace, name: str, limit: int | None = None) -
 @asynccontextmanager
 async def cut_after(limit: int, port: int) -> AsyncIterator[str]:
     """Pass connections on to a port until so many bytes have gone there; then all are cut."""
-    tasks: set[asyncio.Task[None]] = set()
     sent = 0
 
     async def pump(
@@ -64,21 +64,15 @@ async def cut_after(limit: int, port: int) -> AsyncIterator[str]:
             writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
         if sent >= limit:
-            writer.close()
             return
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, inner_writer, True), pump(inner_reader, writer, False))
+        async with connection(port) as (inner_reader, inner_writer):
+            await asyncio.gather(
+                pump(reader, inner_writer, True), pump(inner_reader, writer, False)
+            )
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async with stream_server(serve) as front:
+        yield f"http://127.0.0.1:{front}"
     assert sent >= limit
 
 

@@ -273,11 +273,11 @@ async def test_store_that_hangs_holds_nobody_for_long(second, spool, clock, monk
 
     class Hanging(MemoryBlobStore):
         async def open(self, key, *, start=0, length=None):
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
             yield b""
 
         async def stat(self, key):
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
 
     store = ReplicatedBlobStore([Hanging(), second], spool, quorum=2, monotonic_s=clock)
     key = await put(store, 1, LARGE)

@@ -1,7 +1,6 @@
 """The S3 store against a real server: the contract, and what only a network can do to us."""
 
 import asyncio
-import time
 import tracemalloc
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from pds.blobstore.s3 import (
 from pds.blobstore.spool import Spool
 from pds.errors import ConfigError, Unavailable
 from pds.protocol.cid import Cid
+from tests.fakes.streams import stream_server
 from tests.suites.blobstore_suite import BlobStoreSuite, content_of, keys, pieces, put, read
 from tests.support_process import free_port
 from tests.support_s3 import make_authority, tls_in_front
@@ -117,38 +117,32 @@ async def test_server_that_is_gone_is_unavailable_soon(spool):
         request_timeout_s=0.5,
     )
     store = S3BlobStore(settings, spool)
-    began = time.monotonic()
-    for call in (put(store, 1, b"x"), store.stat(BlobKey(1, Cid.of_raw(b"x"))), store.ping()):
-        with pytest.raises(Unavailable):
-            await call
-    assert time.monotonic() - began < 10
+    async with asyncio.timeout(20):
+        for call in (put(store, 1, b"x"), store.stat(BlobKey(1, Cid.of_raw(b"x"))), store.ping()):
+            with pytest.raises(Unavailable):
+                await call
 
 
 async def test_server_that_never_answers_is_unavailable_in_time(spool):
     async def silent(reader, writer):
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    settings = S3Settings(
-        bucket="b",
-        endpoint=f"http://127.0.0.1:{port}",
-        force_path_style=True,
-        access_key_id="k",
-        secret_access_key="s",
-        upload_timeout_s=0.3,
-        request_timeout_s=0.3,
-    )
-    store = S3BlobStore(settings, spool)
-    began = time.monotonic()
-    with pytest.raises(Unavailable):
-        await put(store, 1, b"x")
-    with pytest.raises(Unavailable):
-        await read(store, BlobKey(1, Cid.of_raw(b"x")))
-    assert time.monotonic() - began < 5
-    server.close()
-    await server.wait_closed()
+    async with stream_server(silent) as port:
+        settings = S3Settings(
+            bucket="b",
+            endpoint=f"http://127.0.0.1:{port}",
+            force_path_style=True,
+            access_key_id="k",
+            secret_access_key="s",
+            upload_timeout_s=0.3,
+            request_timeout_s=0.3,
+        )
+        store = S3BlobStore(settings, spool)
+        async with asyncio.timeout(20):  # Its own limits are 30 s and three minutes.
+            with pytest.raises(Unavailable):
+                await put(store, 1, b"x")
+            with pytest.raises(Unavailable):
+                await read(store, BlobKey(1, Cid.of_raw(b"x")))
 
 
 async def test_the_bucket_as_host_name(s3_server, spool):

@@ -1,6 +1,5 @@
 """Loopback servers for the outbound client to meet, and a client that may reach them."""
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pds.net.http import GuardedClient, HttpSettings
+from tests.fakes.streams import stream_server
 
 LOOPBACK_1 = IPv4Network("127.0.0.1/32")
 
@@ -57,26 +57,8 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
 @asynccontextmanager
 async def raw_serving(talk):
     """A TCP server that hands each connection to `talk(reader, writer)`."""
-    tasks = set()
-
-    async def serve(reader, writer):
-        tasks.add(asyncio.current_task())
-        try:
-            await talk(reader, writer)
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
+    async with stream_server(talk) as port:
+        yield port
 
 
 def guarded(resolver=None, **changes) -> GuardedClient:

@@ -12,6 +12,7 @@ import pytest
 from pds.net.mail_errors import MailError, MailRejected, MailUnreachable, RecipientRejected
 from pds.net.smtp import SmtpServer, SmtpTls, parse_smtp_url, send_mail
 from tests.fakes.smtp import SECRET, USER, FakeSmtp, make_certificate, smtp_server
+from tests.fakes.streams import stream_server
 
 MESSAGE = b"Subject: Hello\r\n\r\n.A dot at the start\r\nEnd\r\n"
 CREDENTIALS = f"{quote(USER, safe='')}:{quote(SECRET, safe='')}"
@@ -167,11 +168,9 @@ async def test_something_else_listens() -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(babble, "127.0.0.1", 0)
-    async with server:
-        error = await failure(f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with stream_server(babble) as port:
+        error = await failure(f"smtp://127.0.0.1:{port}")
     assert isinstance(error, MailError)
 
 

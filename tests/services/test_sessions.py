@@ -479,7 +479,11 @@ async def test_describe_shows_the_placeholder_for_an_account_without_handle(
 
 
 async def test_login_flood_does_not_slow_down_others(host: SessionHost) -> None:
-    """Promise B4: ordinary requests under 500 ms, what does not fit in the queue gets 429."""
+    """Promise B4: ordinary requests under 500 ms, what does not fit in the queue gets 429.
+
+    How long they take is counted in passwords that are checked meanwhile, of which a slow machine
+    checks fewer: who had to wait for the queue would see a good part of it go by.
+    """
     await host.add_account()
     tokens = await login(host)
     sessions = Sessions(
@@ -495,14 +499,16 @@ async def test_login_flood_does_not_slow_down_others(host: SessionHost) -> None:
         asyncio.ensure_future(refusal(sessions.login("alice.pds.test", "wrong password")))
         for _ in range(60)
     ]
-    loop = asyncio.get_running_loop()
+    while not any(attempt.done() for attempt in flood):
+        await asyncio.sleep(0)
+    accepted = sum(not attempt.done() for attempt in flood)
     waits = []
     while not all(attempt.done() for attempt in flood):
-        started = loop.time()
+        before = sum(attempt.done() for attempt in flood)
         await host.sessions.authenticate_access(tokens.access)
         await host.engine.read("test", lambda txn: txn.read("SELECT 1"))
-        waits.append(loop.time() - started)
-        await asyncio.sleep(0.005)
+        waits.append(sum(attempt.done() for attempt in flood) - before)
+        await asyncio.sleep(0)
     answers = {attempt.result() for attempt in flood}
     assert answers == {("AuthenticationRequired", 401), ("RateLimitExceeded", 429)}
-    assert sorted(waits)[int(len(waits) * 0.95)] < 0.5
+    assert sorted(waits)[int(len(waits) * 0.95)] < accepted / 4
