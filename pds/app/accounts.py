@@ -96,6 +96,9 @@ def _documents_for_sessions(base: Foundation) -> Callable[[Did], Awaitable[Json]
         return None
 
     async def fetch(did: Did) -> Json:
+        known = base.resolver.recall_did(did)
+        if known is not None:
+            return dict(known.source)
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 document = await base.resolver.resolve_did(did)

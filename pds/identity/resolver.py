@@ -113,6 +113,10 @@ class IdentityResolver:
             raise UnsupportedDidMethod(f"{did} is not a DID of a supported method")
         return await self._documents.get(did, refresh=refresh)
 
+    def recall_did(self, did: Did) -> DidDocument | None:
+        """Return the document of `did` if it is in memory and fresh; waits for nothing."""
+        return self._documents.recall(did)
+
     async def resolve_signing_key(self, did: Did, *, refresh: bool = False) -> PublicKey | None:
         """Return the account's signing key, or None if its document has no usable one.
 
@@ -163,6 +167,12 @@ class _Lookups(Generic[T]):
         self._running: dict[str, asyncio.Task[T]] = {}
         self._tasks: set[asyncio.Task[T]] = set()
         self._saves: set[asyncio.Task[None]] = set()
+
+    def recall(self, subject: str) -> T | None:
+        found = self._cache.get(subject, self._now_s())
+        if found is None or found[1] is not Standing.FRESH:
+            return None
+        return found[0].value
 
     async def get(self, subject: str, *, refresh: bool) -> T:
         now_s = self._now_s()

@@ -92,6 +92,24 @@ async def test_a_stale_answer_is_served_while_a_new_one_is_fetched_behind_it(wor
     assert (await resolver.resolve_did(ALICE.did)).handle == "new.example.com"
 
 
+async def test_only_a_fresh_document_is_recalled(world: World) -> None:
+    register(world, ALICE)
+    resolver = world.resolver()
+    assert resolver.recall_did(ALICE.did) is None
+    document = await resolver.resolve_did(ALICE.did)
+    assert resolver.recall_did(ALICE.did) == document
+    world.clock.now += 3601
+    assert resolver.recall_did(ALICE.did) is None
+    assert reads(world, ALICE.did) == 1
+
+
+async def test_a_bad_answer_is_not_recalled(world: World) -> None:
+    resolver = world.resolver()
+    with pytest.raises(DidNotFound):
+        await resolver.resolve_did(ALICE.did)
+    assert resolver.recall_did(ALICE.did) is None
+
+
 async def test_a_stale_answer_outlives_an_outage_for_a_day_only(world: World) -> None:
     register(world, ALICE)
     resolver = world.resolver()
