@@ -8,6 +8,16 @@ import pytest
 
 from tests.support_live import LiveServer, live_server_in
 
+TIMEOUT_S = 2400
+"""The first test that needs a peer installs it, and compiles the reference PDS's driver."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
 
 @pytest.fixture
 async def live_server(tmp_path: Path) -> AsyncIterator[LiveServer]:

@@ -26,7 +26,7 @@ from tests.interop.test_plc import PACKAGES as PLC_PACKAGES
 from tests.support import require
 
 SESSION = "state/goat/auth-session.json"
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 VARIABLE = "PDS_TEST_GOAT"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.support import require
 
 SCRIPTS = Path(__file__).parent / "scripts"
-INSTALL_TIMEOUT_S = 300
+INSTALL_TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NodeProject:
     folder: Path
     node: Path
 
-    def run(self, script: str, *args: str, timeout_s: float = 60.0) -> str:
+    def run(self, script: str, *args: str, timeout_s: float = 300.0) -> str:
         """Run one of our scripts to its end and return what it printed; fails if it failed."""
         done = subprocess.run(
             [self.node, self._place(script), *args],
@@ -71,7 +71,7 @@ class NodeProject:
                 yield line
             finally:
                 process.terminate()
-                process.communicate(timeout=10)
+                process.communicate(timeout=60)
 
     def _place(self, script: str) -> Path:
         """Copy a script to where its imports are found."""
@@ -105,7 +105,7 @@ def _install(node: Path, folder: Path, packages: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         (Path(unfinished) / "package.json").write_text('{"private": true, "type": "module"}\n')
         npm = [*_npm_command(node), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-        npm += ["--fetch-retries=1", "--fetch-timeout=30000"]
+        npm += ["--fetch-retries=5", "--fetch-timeout=120000"]
         try:
             done = subprocess.run(
                 [*npm, *packages],

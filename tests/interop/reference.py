@@ -18,7 +18,7 @@ from tests.support_process import free_port
 PACKAGES = ["@atproto/pds@0.5.35"]
 DRIVER = Path("node_modules/better-sqlite3")
 BUILT = DRIVER / "build" / "Release" / "better_sqlite3.node"
-BUILD_TIMEOUT_S = 400
+BUILD_TIMEOUT_S = 1200
 ADMIN_PASSWORD = "admin-password-for-tests"
 
 

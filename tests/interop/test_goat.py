@@ -93,7 +93,6 @@ async def check_move(world: World, person: Person, before: Belongings, old: Home
     return key
 
 
-@pytest.mark.timeout(300)
 async def test_goat_moves_accounts_both_ways(world: World, tmp_path: Path) -> None:
     reference, ours, other = world.reference, world.ours, world.other
     person = await settle(world, reference, "mover.test")

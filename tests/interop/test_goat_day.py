@@ -100,7 +100,6 @@ async def refusal(goat: Goat, *arguments: str) -> str:
     return str(refused.value)
 
 
-@pytest.mark.timeout(180)
 async def test_an_owner_writes_and_a_stranger_reads(stay: Stay) -> None:
     goat, did = stay.goat, stay.did
     described = await goat.json("pds", "describe", stay.server.url)
@@ -188,7 +187,6 @@ async def check_stream(stay: Stay) -> None:
     assert (events[-1]["record"]["text"], warnings) == ("the last one", [])
 
 
-@pytest.mark.timeout(180)
 async def test_an_owner_looks_after_the_identity(stay: Stay) -> None:
     goat, did = stay.goat, stay.did
     await outlive_a_token(stay)
@@ -243,7 +241,6 @@ async def outlive_a_token(stay: Stay) -> None:
     assert "auth refresh callback" not in await stay.goat.run("account", "check-auth")
 
 
-@pytest.mark.timeout(180)
 async def test_the_administrator_looks_after_accounts(stay: Stay) -> None:
     goat, did = stay.goat, stay.did
     blob = await goat.json("blob", "upload", goat.write("picture.png", PICTURE))

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import pytest
 
 from pds.services.reference_import_settings import ENV_FILE
 from tests.fakes.plc import running_plc
@@ -319,7 +318,6 @@ async def check_content(client: Client, host: Host, keys: Mapping[str, str]) -> 
     assert len(code["uses"]) == ACCOUNTS
 
 
-@pytest.mark.timeout(600)
 async def test_a_host_of_the_reference_is_switched_in_place(tmp_path: Path) -> None:
     host, old = Host(), tmp_path / "old"
     async with running_plc() as plc, aiohttp.ClientSession() as session:

@@ -80,7 +80,6 @@ async def mailed_code(ends: Ends) -> str:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.timeout(400)
 async def test_accounts_move_from_the_reference_and_to_it(ends: Ends) -> None:
     ours, plc = ends.ours, ends.ours.plc
     migration = ours.server.services.migration

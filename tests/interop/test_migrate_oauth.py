@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import aiohttp
-import pytest
 
 from pds.protocol.oauth.jwk import public_jwk, thumbprint
 from pds.services.migration import MoveInRequest
@@ -36,7 +35,6 @@ async def come_back(ends: Ends, url: str) -> str:
         return text
 
 
-@pytest.mark.timeout(400)
 async def test_an_account_moves_from_the_reference_by_a_sign_in_there(ends: Ends) -> None:
     migration, plc = ends.ours.server.services.migration, ends.ours.plc
     alice = await sign_up(ends.reference, "alice.ref.test")

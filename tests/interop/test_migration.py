@@ -293,7 +293,6 @@ async def check_events(world: World, home: Home, person: Person, did_key: str) -
     assert events[-4]["active"]
 
 
-@pytest.mark.timeout(180)
 async def test_accounts_move_from_and_to_the_reference(world: World) -> None:
     await from_the_reference_to_ours_and_on(world)
     await from_ours_to_the_reference(world)

@@ -27,7 +27,7 @@ APPVIEW_DID = "did:web:appview.example"
 
 async def run(script: str, *args: str) -> str:
     def work() -> str:
-        return project().run(script, *args, timeout_s=150)
+        return project().run(script, *args, timeout_s=600)
 
     return await asyncio.to_thread(work)
 

@@ -69,7 +69,7 @@ def mail_server(mails: list[tuple[str, str]]) -> Iterator[str]:
             return "250 OK"
 
     port = free_port()
-    controller = Controller(Keep(), hostname="127.0.0.1", port=port, ready_timeout=10)
+    controller = Controller(Keep(), hostname="127.0.0.1", port=port, ready_timeout=60)
     controller.start()
     try:
         yield f"smtp://127.0.0.1:{port}"
@@ -115,7 +115,6 @@ async def running_pair(
                 await asyncio.to_thread(one.__exit__, None, None, None)
 
 
-@pytest.mark.timeout(600)
 async def test_both_answer_alike(pair: Pair) -> None:
     for story in STORIES:
         await story(pair)
@@ -123,7 +122,6 @@ async def test_both_answer_alike(pair: Pair) -> None:
     assert pair.count >= MIN_REQUESTS
 
 
-@pytest.mark.timeout(300)
 async def test_both_pass_on_and_patch_alike(tmp_path: Path) -> None:
     """With an AppView each, which has read everything up to the same moment."""
     async with running_appview() as one, running_appview() as other:
