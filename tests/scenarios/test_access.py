@@ -142,7 +142,6 @@ async def _outcome(host: Host, nsid: str, did: str, authorization: str | None) -
     return 200, ""
 
 
-@pytest.mark.timeout(60)
 async def test_every_method_treats_missing_and_bad_credentials_alike(host: Host) -> None:
     """(XRPC-20, XRPC-21, XRPC-24, XRPC-28)"""
     wrong_admin = "Basic " + base64.b64encode(b"admin:wrong").decode()

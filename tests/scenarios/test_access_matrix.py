@@ -437,7 +437,6 @@ def test_writes_and_calls_elsewhere_need_an_active_account() -> None:
     assert taken[Allows.ENDED] == {SERVER + "deleteSession"}
 
 
-@pytest.mark.timeout(120)
 async def test_every_credential_in_every_state_at_every_method(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
 from tests.independent import check_export
 from tests.support_live import LiveServer, live_server_in
@@ -319,7 +318,6 @@ async def ask(session: aiohttp.ClientSession, server: LiveServer, case: Case, to
     return ""
 
 
-@pytest.mark.timeout(120)
 async def test_bad_input_gets_its_error_and_changes_nothing(tmp_path: Path) -> None:
     async with live_server_in(tmp_path / "server") as server, aiohttp.ClientSession() as session:
         account, other = [await sign_up(session, server, name) for name in ("bad", "other")]

@@ -506,7 +506,6 @@ async def refresh_tokens_last_ninety_days(day: Day) -> None:
 
 
 @pytest.mark.skipif(is_chosen(), reason="nodes that share a database go by their machines' clocks")
-@pytest.mark.timeout(120)
 async def test_everything_that_is_timed_happens_when_it_should(tmp_path: Path) -> None:
     async with day_in(tmp_path) as day:
         await day.tell(

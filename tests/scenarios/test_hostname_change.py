@@ -92,7 +92,6 @@ async def follow_as(relay: FakeRelay, name: str) -> None:
     relay.rules.hostname = name
 
 
-@pytest.mark.timeout(120)
 async def test_a_host_gets_another_name_and_nobody_loses_anything(
     tmp_path: Path, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +198,6 @@ async def assert_move_is_followed(
         assert await fetch(http, server, "/.well-known/atproto-did", handle) == (200, person.did)
 
 
-@pytest.mark.timeout(120)
 async def test_a_server_that_is_killed_in_the_middle_moves_everybody_once(
     tmp_path: Path, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pds.errors import RequestError, Unreachable
 from pds.services.migration import Migration
 from pds.services.migration_state import STEPS, Step
@@ -226,7 +224,6 @@ class Run:
             assert old.status is AccountStatus.ACTIVE
 
 
-@pytest.mark.timeout(300)
 async def test_a_move_survives_the_death_of_either_side_at_any_point(tmp_path: Path) -> None:
     deaths: Counter[str] = Counter()
     failures: Counter[str] = Counter()

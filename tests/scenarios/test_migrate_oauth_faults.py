@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from pds.services.migration import Migration, MoveInRequest
 from pds.services.migration_work import Given
 from tests.scenarios.moving import NEW_PASSWORD, login, signing_key, snapshot
@@ -50,7 +48,6 @@ class SignedInRun(Run):
             await node.finish_sign_in(urlsplit(back).query)
 
 
-@pytest.mark.timeout(300)
 async def test_a_move_by_a_sign_in_survives_deaths_at_any_point(tmp_path: Path) -> None:
     deaths: Counter[str] = Counter()
     sign_ins = 0
