@@ -18,7 +18,7 @@ Spec: (OAUTH-1, OAUTH-2, OAUTH-20, OAUTH-22, OAUTH-30, OAUTH-60, OAUTH-70, OAUTH
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -82,8 +82,8 @@ class PendingSignIn:
     revocation_endpoint: str | None
     client_id: str
     redirect_uri: str
-    verifier: str
-    key: str
+    verifier: str = field(repr=False)
+    key: str = field(repr=False)
     """The secret scalar, in hex."""
 
 
@@ -95,9 +95,9 @@ class OAuthSession:
     token_endpoint: str
     revocation_endpoint: str | None
     client_id: str
-    key: str
-    access: str
-    refresh: str | None
+    key: str = field(repr=False)
+    access: str = field(repr=False)
+    refresh: str | None = field(repr=False)
     scope: str
 
 
