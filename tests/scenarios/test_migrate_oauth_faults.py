@@ -16,7 +16,8 @@ from tests.scenarios.moving import NEW_PASSWORD, login, signing_key, snapshot
 from tests.scenarios.test_migrate_faults import Run
 from tests.scenarios.test_migrate_oauth import AGE, BIRTH_DATE, Town, town_in
 
-SEEDS = tuple(range(int(os.environ.get("PDS_TEST_MOVE_SEEDS", "1"))))
+SEEDS = int(os.environ.get("PDS_TEST_MOVE_SEEDS", "1"))
+MOST_SEEDS = 100
 SIGN_INS = ("login_needed", "sign_in_needed", "password_needed")
 
 
@@ -51,7 +52,9 @@ class SignedInRun(Run):
 async def test_a_move_by_a_sign_in_survives_deaths_at_any_point(tmp_path: Path) -> None:
     deaths: Counter[str] = Counter()
     sign_ins = 0
-    for seed in SEEDS:
+    for seed in range(MOST_SEEDS):
+        if seed >= SEEDS and sum(deaths.values()) >= 5 * SEEDS:
+            break  # How often they die depends a little on the pieces that come from the network.
         async with town_in(tmp_path / str(seed), blobs=4) as town:
             hosts, alice = town.hosts, town.alice
             before = await snapshot(alice.client, alice.did, signing_key(hosts, alice.did))
@@ -67,5 +70,5 @@ async def test_a_move_by_a_sign_in_survives_deaths_at_any_point(tmp_path: Path) 
                 item for item in before.preferences if item["$type"] not in (BIRTH_DATE, AGE)
             ]
     print(f"deaths {dict(deaths)}, sign-ins {sign_ins}")
-    assert sum(deaths.values()) >= 5 * len(SEEDS)
-    assert sign_ins >= len(SEEDS)
+    assert sum(deaths.values()) >= 5 * SEEDS
+    assert sign_ins >= SEEDS
