@@ -170,16 +170,19 @@ def test_the_health_check_asks_the_server(status: int | None, code: int) -> None
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         port = server.server_address[1]
+        answering = threading.Thread(target=server.handle_request, daemon=True)
         if status is None:
             server.server_close()
         else:
-            threading.Thread(target=server.handle_request, daemon=True).start()
+            answering.start()
         done = subprocess.run(
             [sys.executable, str(DOCKER / "healthcheck.py")],
             env={"PDS_PORT": str(port), "PATH": os.environ["PATH"]},
             capture_output=True,
             check=False,
         )
+        if status is not None:
+            answering.join(60)
     assert done.returncode == code
 
 

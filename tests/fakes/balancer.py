@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from tests.fakes.streams import stream_server
+
 PIECE_BYTES = 65_536
 
 
@@ -14,21 +16,13 @@ class Balancer:
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = list(ports)
         self._next = 0
-        self._streams: set[asyncio.Task[None]] = set()
         self.url = ""
         self.given: dict[int, int] = dict.fromkeys(ports, 0)
         """How many connections each port got."""
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
-        try:
-            with contextlib.suppress(OSError):
-                await self._pass_on(reader, writer)
-        finally:
-            self._streams.discard(task)
-            writer.close()
+        with contextlib.suppress(OSError):
+            await self._pass_on(reader, writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = self._next
@@ -50,13 +44,8 @@ class Balancer:
                 ways[0].cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
             finally:
-                to_node.close()
+                to_node.transport.abort()
             return
-
-    async def end(self) -> None:
-        for task in self._streams:
-            task.cancel()
-        await asyncio.gather(*self._streams, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,10 +60,6 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @asynccontextmanager
 async def running_balancer(ports: Sequence[int]) -> AsyncIterator[Balancer]:
     balancer = Balancer(ports)
-    server = await asyncio.start_server(balancer.take, "127.0.0.1", 0)
-    balancer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with stream_server(balancer.take) as port:
+        balancer.url = f"http://127.0.0.1:{port}"
         yield balancer
-    finally:
-        server.close()
-        await balancer.end()
