@@ -52,7 +52,12 @@ from pds.store.records import (
     list_record_sizes,
     list_records,
 )
-from pds.store.repos import AccountRepo, find_account_repo, get_account_repo
+from pds.store.repos import (
+    AccountRepo,
+    account_repo_read,
+    find_account_repo,
+    get_account_repo,
+)
 
 MAX_WRITES: Final = MAX_COMMIT_OPS
 """Most writes of one batch: as many as fit one commit if each changes something (XRPC-95)."""
@@ -188,7 +193,14 @@ class Repos:
         moment = Moment(now_us, self._clock_id)
         try:
             return await self._engine.transact(
-                "repo.write", self._write, aid, prepared, swap_commit, moment, accounts=(aid,)
+                "repo.write",
+                self._write,
+                aid,
+                prepared,
+                swap_commit,
+                moment,
+                accounts=(aid,),
+                first_read=account_repo_read(aid),
             )
         except RecordExists as error:
             raise RequestError("InvalidRequest", f"Record already exists: {error.path}") from error

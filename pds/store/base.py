@@ -20,6 +20,7 @@ from pds.store.engine import (
     Engine,
     EngineHealth,
     EventHook,
+    FirstRead,
     ForeignCommits,
     ForeignHook,
     HealthStatus,
@@ -189,11 +190,13 @@ class ThreadedEngine(Engine, ABC):
         *args: *Ts,
         accounts: Sequence[int] = (),
         bulk: bool = False,
+        first_read: FirstRead | None = None,
     ) -> T:
         """Run `fn(txn, *args)` on the writer; its result once it is durable."""
         if self._writer is None:
             raise Unavailable("the store is not open")
-        result: T = await self._writer.submit(Job(label, fn, args, tuple(accounts), bulk))
+        job = Job(label, fn, args, tuple(accounts), bulk, first_read)
+        result: T = await self._writer.submit(job)
         return result
 
     async def read(self, label: str, fn: "Callable[[Txn, *Ts], T]", *args: *Ts) -> T:

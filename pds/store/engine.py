@@ -65,6 +65,17 @@ MAX_BULK_ROWS: Final = 500
 """Most rows that one bulk job should write; nothing checks it but the slow-job warning."""
 
 
+class FirstRead(NamedTuple):
+    """What a job reads before it does anything else.
+
+    Where reads are round trips those of a group go together. So a job that names its first read
+    must change no account or repo beside its `accounts`.
+    """
+
+    sql: str
+    params: tuple[SqlValue, ...]
+
+
 class CommittedEvent(NamedTuple):
     """An event that is on stable storage. `prev_seq` is the number before it, also over groups."""
 
@@ -208,12 +219,14 @@ class Engine(Protocol):
         *args: *Ts,
         accounts: Sequence[int] = (),
         bulk: bool = False,
+        first_read: FirstRead | None = None,
     ) -> T:
         """Run `fn(txn, *args)` on the writer and return its result once it is durable.
 
         `accounts` are those whose rows the job changes, when known; a server with several
-        writers locks them in order. `bulk` jobs (at most 500 rows each) run alone and let user
-        writes pass. Cancelling the caller never cancels a job that has started.
+        writers locks them in order. `first_read` may name what the job begins with. `bulk` jobs (at
+        most 500 rows each) run alone and let user writes pass. Cancelling the caller never cancels
+        a job that has started.
 
         Raises: what `fn` raises; Unavailable when the queue is full, the disk is full, the clock
         is doubted or writes are stopped.

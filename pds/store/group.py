@@ -39,6 +39,7 @@ from pds.store.engine import (
     BuildFrame,
     CommittedEvent,
     CommittedGroup,
+    FirstRead,
     Interrupted,
     Params,
     Row,
@@ -80,6 +81,13 @@ class WriteConnection(Protocol):
 
     def begin(self, accounts: Sequence[int]) -> None:
         """Open a transaction and lock `accounts`, given in ascending order."""
+
+    def foresee(self, reads: Sequence[FirstRead]) -> None:
+        """Take note of what the first jobs will read first, one entry for each, in order.
+
+        None of them changes what another one of them reads.
+        """
+        return
 
     def commit(self) -> None:
         """Make the transaction durable."""
@@ -139,6 +147,7 @@ class Job:
     args: tuple[Any, ...]
     accounts: tuple[int, ...] = ()
     bulk: bool = False
+    first_read: FirstRead | None = None
     future: "Future[Any] | None" = None
     result: Any = None
     error: BaseException | None = None
@@ -381,6 +390,7 @@ class GroupRunner:
         try:
             now_us = self._clock.now_us()
             self._connection.begin(sorted({aid for job in jobs for aid in job.accounts}))
+            self._connection.foresee(_first_reads(jobs))
         except Exception as error:  # the clock or the database refuses
             return self._answer_all(jobs, error)
         deadline = time.monotonic() + MAX_GROUP_S
@@ -539,3 +549,15 @@ class GroupRunner:
             job.reset()
             job.error = failure
         return GroupResult(tuple(started), stop=failure, doubted=doubted)
+
+
+def _first_reads(jobs: Sequence[Job]) -> list[FirstRead]:
+    """Return what the first jobs read first, as far as no job before may have changed it."""
+    reads: list[FirstRead] = []
+    changed: set[int] = set()
+    for job in jobs:
+        if job.first_read is None or not changed.isdisjoint(job.accounts):
+            break
+        changed.update(job.accounts)
+        reads.append(job.first_read)
+    return reads

@@ -21,7 +21,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg import adapt, errors, pq
@@ -166,6 +166,10 @@ def encode_message(sql: str, params: Params = ()) -> Message:
     )
 
 
+_Expected: TypeAlias = tuple[int, tuple[str, tuple[int, ...]] | None]
+"""The number of a statement in its batch and, when the answer is to its preparation, its key."""
+
+
 class Link:
     """A connection that is opened when it is needed, and again when it was lost. One thread."""
 
@@ -180,6 +184,7 @@ class Link:
         self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
         self._names = 0
         self._unread = False
+        self._fed: list[_Expected] = []
         self._answers: Sequence[pq.abc.PGresult] = ()
         self.failed_at: int | None = None
         """Which statement of the last batch failed; None when it was not one of them."""
@@ -217,6 +222,7 @@ class Link:
         self._seen.clear()
         self._prepared.clear()
         self._unread = False
+        self._fed = []
 
     def ensure_open(self, patience_s: float = 0.0) -> None:
         """Open the connection unless it is, trying for a while; raises Unavailable."""
@@ -233,11 +239,24 @@ class Link:
         """Run one statement and return all its rows."""
         return self.run((encode_message(sql, params),))
 
+    def feed(self, messages: Sequence[Message]) -> None:
+        """Have the server begin with the batch that the next `run` ends. Raises: StoreError."""
+        raw = self._raw
+        if raw is None:
+            raise Interrupted("the connection to the database was lost")
+        try:
+            if self._unread:
+                self._read_unread(raw.pgconn)
+            self._fed += self._send(raw.pgconn, messages, self._fed)
+            self._flush(raw.pgconn)
+        except psycopg.Error as error:
+            raise self.failed(error) from error
+
     def run(self, messages: Sequence[Message]) -> list[Row]:
         """Run statements in one round trip and return the rows of the last.
 
         All of them are the server's before the first answer is read; what follows one that failed
-        is not run. Raises: its failure, with `failed_at` set.
+        is not run. Those that were fed come before. Raises: the failure, with `failed_at` set.
         """
         self.failed_at = None
         raw = self._raw
@@ -248,14 +267,13 @@ class Link:
                 self._read_unread(raw.pgconn)
             if len(self._prepared) >= PREPARED_TEXTS:
                 self._forget_prepared(raw.pgconn)
-            expected = self._send(raw.pgconn, messages)
-            self._answers = self._read(raw.pgconn, expected)
+            self._answers = self._exchange(raw.pgconn, messages)
         except psycopg.Error as error:
             raise self.failed(error) from error
-        if not messages:
+        if not self._answers:
             return []
         self.tag = self._answers[-1].command_status or b""
-        return self.rows_of(len(messages) - 1)
+        return self.rows_of(len(self._answers) - 1)
 
     def rows_of(self, number: int) -> list[Row]:
         """Return the rows of one statement of the last batch."""
@@ -273,6 +291,8 @@ class Link:
             return
         try:
             self._send(raw.pgconn, (message,))
+            raw.pgconn.pipeline_sync()
+            self._flush(raw.pgconn)
             self._unread = True
         except psycopg.Error as error:
             self.failed(error)
@@ -281,6 +301,9 @@ class Link:
         """Undo the transaction, if one is open. Never raises: a lost connection has none."""
         if self.in_transaction:
             try:
+                if self._fed:
+                    with contextlib.suppress(StoreError):
+                        self.run(())
                 self.execute("ROLLBACK")
             except StoreError:
                 self.close()
@@ -339,15 +362,22 @@ class Link:
         assert self._raw is not None  # noqa: S101  asked only while open
         return self._raw.info.transaction_status
 
-    def _send(
+    def _exchange(
         self, pgconn: pq.abc.PGconn, messages: Sequence[Message]
-    ) -> list[tuple[int, tuple[str, tuple[int, ...]] | None]]:
-        """Hand statements to libpq; return what will be answered, in order.
+    ) -> list[pq.abc.PGresult]:
+        """Send what ends a batch and read all its answers."""
+        fed, self._fed = self._fed, []
+        expected = fed + self._send(pgconn, messages, fed)
+        pgconn.pipeline_sync()
+        self._flush(pgconn)
+        return self._read(pgconn, expected)
 
-        Each is the number of a statement and, when the answer is to its preparation, its key.
-        """
-        expected: list[tuple[int, tuple[str, tuple[int, ...]] | None]] = []
-        for number, message in enumerate(messages):
+    def _send(
+        self, pgconn: pq.abc.PGconn, messages: Sequence[Message], fed: Sequence[_Expected] = ()
+    ) -> list[_Expected]:
+        """Hand statements to libpq, after `fed`; return what will be answered, in order."""
+        expected: list[_Expected] = []
+        for number, message in enumerate(messages, start=fed[-1][0] + 1 if fed else 0):
             key = (message.text, message.types)
             formats = [pq.Format.BINARY] * len(message.values)
             name = self._prepared.get(key)
@@ -368,8 +398,6 @@ class Link:
                     pq.Format.BINARY,
                 )
             expected.append((number, None))
-        pgconn.pipeline_sync()
-        self._flush(pgconn)
         return expected
 
     def _flush(self, pgconn: pq.abc.PGconn) -> None:
@@ -387,7 +415,7 @@ class Link:
     def _read(
         self,
         pgconn: pq.abc.PGconn,
-        expected: Sequence[tuple[int, tuple[str, tuple[int, ...]] | None]],
+        expected: Sequence[_Expected],
     ) -> list[pq.abc.PGresult]:
         """Read the answers of a batch to its end; return those to its statements.
 
@@ -439,7 +467,7 @@ class Link:
         if self._status() == pq.TransactionStatus.IDLE:
             self._prepared.clear()
             self._seen.clear()
-            self._read(pgconn, self._send(pgconn, (Message("DEALLOCATE ALL"),)))
+            self._exchange(pgconn, (Message("DEALLOCATE ALL"),))
 
     def _note_seen(self, key: tuple[str, tuple[int, ...]]) -> None:
         """Remember a text, which is prepared when it comes again."""

@@ -2,8 +2,10 @@
 
 A round trip costs more than most statements, so a statement whose answer nobody reads waits for
 the next one that needs an answer, and goes with it: BEGIN and the locks of a group with the first
-read of the first job, the writes of a job with the first read of the next. One createRecord
-alone takes four round trips, one in a group two.
+read of the first job, the writes of a job with the first read of the next. What jobs say that they
+will read first (`FirstRead`) is asked for together when the transaction opens, and then what a job
+wrote is sent when it has ended, so that the database works on it while the next one runs. A
+createRecord alone takes three round trips, and so does a group of them.
 
 What waits is kept in *parts*, one for what opens the transaction and one for each job. A job gets
 its savepoint with its first write. When the server refuses a statement of an earlier job's part,
@@ -26,7 +28,7 @@ from pds.errors import Corrupt, StoreError, Unavailable
 from pds.store.base import EngineConnection
 from pds.store.clock import ClockInDoubt, SystemClock
 from pds.store.convert_mark import READ_MARK, check_may_write
-from pds.store.engine import Interrupted, Params, Row, Statement
+from pds.store.engine import FirstRead, Interrupted, Params, Row, Statement
 from pds.store.events import insert_statements
 from pds.store.postgres_link import (
     LOCK_TIMEOUT,
@@ -45,6 +47,8 @@ RETRY_S: Final = 0.2
 
 OPENING: Final = -1
 """The number of the part that opens the transaction."""
+_MARK_AT: Final = 3
+"""Where in that part the mark of a conversion is read; first reads of jobs follow."""
 _SENT: Final = -1
 
 _BEGIN: Final = Message("BEGIN")
@@ -119,6 +123,10 @@ class PostgresWriter(EngineConnection):
         self._failed: dict[int, StoreError] = {}
         self._opening_error: StoreError | None = None
         self._failed_alone = False
+        self._fed = 0
+        """Parts at the front that the server has already; it is not known how they went."""
+        self._asked: Sequence[FirstRead] = ()
+        self._known: dict[int, tuple[FirstRead, list[Row]]] = {}
         self._kinds: dict[str, _Kind] = {}
         self._closing_messages: list[Message] = []
         self._changed_accounts: list[int] = []
@@ -174,6 +182,12 @@ class PostgresWriter(EngineConnection):
         self._parts = [_Part(OPENING, messages=[_BEGIN, noted, lock, _READ_MARK]), _Part(0)]
         self._is_begun = True
 
+    def foresee(self, reads: Sequence[FirstRead]) -> None:
+        """Have the first reads of several jobs sent with what opens the transaction."""
+        if len(reads) > 1:
+            self._asked = reads
+            self._parts[0].messages += (encode_message(read.sql, read.params) for read in reads)
+
     def commit(self) -> None:
         """Insert the events, notify and commit in one round trip.
 
@@ -214,6 +228,9 @@ class PostgresWriter(EngineConnection):
         self._is_broken = self._has_sent = self._failed_alone = False
         self._taken_seq = None
         self._parts = []
+        self._fed = 0
+        self._asked = ()
+        self._known = {}
         self._waiting_bytes = 0
         self._opening_error = None
         self._closing_messages = []
@@ -272,7 +289,11 @@ class PostgresWriter(EngineConnection):
         self._shares = True
 
     def release_savepoint(self) -> None:
-        """Keep what the job did; what of it waits is sent with what comes next."""
+        """Keep what the job did; the database gets to work on it while the next job runs."""
+        if self._parts[0].job != OPENING:
+            unfed = self._parts[self._fed :]
+            self.link.feed([message for part in unfed for message in part.messages])
+            self._fed = len(self._parts)
 
     def undo_savepoint(self) -> None:
         """Undo what the job did: what waits is dropped, what was sent is undone with what comes.
@@ -301,6 +322,12 @@ class PostgresWriter(EngineConnection):
             return []
         if kind is _Kind.WRITE:
             self._mark()
+        elif self._asked:
+            if self._parts[0].job == OPENING:
+                self._run(())
+            read, rows = self._known.pop(self._parts[-1].job, (None, []))
+            if read == (sql, params):
+                return rows
         return self._run((message,))
 
     def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
@@ -367,6 +394,7 @@ class PostgresWriter(EngineConnection):
     def _mark(self) -> None:
         """Set the job's savepoint, unless it is there or the job is alone."""
         part = self._parts[-1]
+        self._known.pop(part.job, None)
         if not self._shares or part.mark_at is not None:
             return
         part.had_mark = self._has_mark
@@ -393,9 +421,10 @@ class PostgresWriter(EngineConnection):
         if self._is_broken:
             raise Interrupted("the transaction has failed")
         while True:
-            batch = [message for part in self._parts for message in part.messages]
-            self._has_sent = True
+            unfed = self._parts[self._fed :]
+            self._fed, self._has_sent = 0, True
             try:
+                batch = (message for part in unfed for message in part.messages)
                 rows = self.link.run((*batch, *more))
             except StoreError as error:
                 if self._goes_on(error, finishing=finishing):
@@ -411,9 +440,12 @@ class PostgresWriter(EngineConnection):
 
     def _check_opening(self) -> None:
         """Look whether there may be writes at all; raises Paused."""
-        mark = self.link.rows_of(len(self._parts[0].messages) - 1)
+        begun = {part.job for part in self._parts if part.messages}
+        for job, read in enumerate(self._asked):
+            if job not in begun:
+                self._known[job] = read, self.link.rows_of(_MARK_AT + 1 + job)
         try:
-            check_may_write(mark)
+            check_may_write(self.link.rows_of(_MARK_AT))
         except StoreError as error:
             self._opening_error = error
             self._is_broken = True
@@ -434,6 +466,9 @@ class PostgresWriter(EngineConnection):
             is_waiting, at = False, len(part.messages)
         is_undoable = part.mark_at is not None and at > part.mark_at
         if part.job == OPENING:
+            if at > _MARK_AT:  # a read of a job that has not begun: each is run alone
+                self._is_broken = True
+                raise Interrupted(str(error)) from error
             self._opening_error = error
         elif is_waiting and part.messages[at] is _UNDO:
             pass

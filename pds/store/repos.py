@@ -23,7 +23,7 @@ from pds.protocol.repo import Head
 from pds.protocol.syntax import Did, Handle, Tid
 from pds.store.accounts import AccountStatus
 from pds.store.blobs import release_blobs
-from pds.store.engine import MAX_BULK_ROWS, Txn
+from pds.store.engine import MAX_BULK_ROWS, FirstRead, Txn
 
 PATH_NODES: Final = 12
 """Most nodes that a commit of one record changes, but for one in thousands."""
@@ -105,6 +105,11 @@ def _account_repo(row: Sequence[Any]) -> AccountRepo:
         head = Head(did, Cid(commit), rev, Cid(data))
         repo = Repo(repo_id, head, commit_block, records, nodes)
     return AccountRepo(aid, did, handle, key_id, status, repo)
+
+
+def account_repo_read(aid: int) -> FirstRead:
+    """Return what `get_account_repo` reads, for a job that begins with it."""
+    return FirstRead(_BY_AID, (aid,))
 
 
 def get_account_repo(txn: Txn, aid: int) -> AccountRepo | None:
