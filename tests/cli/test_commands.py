@@ -148,7 +148,8 @@ async def test_dev_prints_where_everything_is_and_cleans_up(tmp_path: Path) -> N
     assert len(list(tmp_path.glob("freehold-*"))) == 1
     process.send_signal(signal.SIGINT)
     _, error = await process.communicate()
-    assert (process.returncode, error.decode()) == (0, "")
+    said = [line for line in error.decode().splitlines() if "store.slow_job" not in line]
+    assert (process.returncode, said) == (0, [])
     assert list(tmp_path.glob("freehold-*")) == []
 
 

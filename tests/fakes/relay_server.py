@@ -138,7 +138,7 @@ class FakeRelay:
 
     # For tests
 
-    async def wait_for(self, count: int, *, timeout_s: float = 10) -> list[tuple[str, Any]]:
+    async def wait_for(self, count: int, *, timeout_s: float = 60) -> list[tuple[str, Any]]:
         """Wait until so many messages have passed and return them; fails at the first failure."""
         async with asyncio.timeout(timeout_s):
             while self.rules is None or len(self.rules.passed) < count:
