@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any, Final
 
-from pds.errors import ProtocolError
+from pds.errors import ProtocolError, RequestError
 from pds.protocol import cbor
 from pds.protocol.car_index import CarIndex
 from pds.protocol.cid import Cid
@@ -95,6 +95,15 @@ class InvalidImport(ProtocolError):
     def __init__(self, message: str, *, is_incomplete: bool = False) -> None:
         super().__init__(message)
         self.is_incomplete = is_incomplete
+
+
+class ImportOutdated(RequestError):
+    """The repo is good, but older than one that its host has told of."""
+
+    def __init__(self, rev: str, min_rev: str) -> None:
+        super().__init__(
+            "InvalidRequest", f"The repo is as of rev {rev}, and there is one of rev {min_rev}"
+        )
 
 
 def check_import(job: CheckJob) -> CheckedRepo:
@@ -178,6 +187,12 @@ def _find_key(commit: Commit, keys: Sequence[str]) -> str:
         except InvalidKey:  # Of a kind that signs no repos: identities may list any.
             continue
     raise InvalidRepo("the commit is not signed with a key of this account")
+
+
+def check_age(rev: str, min_rev: str | None) -> None:
+    """Hold the rev of a repo against one that there is. Raises: ImportOutdated."""
+    if min_rev is not None and rev < min_rev:
+        raise ImportOutdated(rev, min_rev)
 
 
 def add_record(found: VerifiedBlock, rows: "BatchWriter") -> None:

@@ -20,6 +20,7 @@ from pds.protocol.plc import PDS_SERVICE_ID, PDS_SERVICE_TYPE, SIGNING_KEY_ID
 from pds.services import migration_sign_in
 from pds.services.accounts import AccountRequest
 from pds.services.audit import Order
+from pds.services.import_check import ImportOutdated
 from pds.services.method_policy import CREATE_ACCOUNT
 from pds.services.migration_blobs import copy_in, count_held
 from pds.services.migration_identity import (
@@ -225,11 +226,11 @@ async def copy_repo(work: Work) -> None:
         return
     await _learn_source_key(work)
     try:
-        await _import(work, state.copied_rev)
+        await _import(work, state.copied_rev, rev)
     except RequestError as error:
         if state.copied_rev is None or isinstance(error, (ImportLost, ImportUnderWay)):
             raise _repo_refused(error) from error
-        await _import_again(work)
+        await _import_again(work, rev)
     state.copied_rev, state.looked_at = rev, began
     await count_held(work)
 
@@ -242,19 +243,23 @@ async def _learn_source_key(work: Work) -> None:
     work.state.source_key = None if key is None else key.did_key
 
 
-async def _import_again(work: Work) -> None:
+async def _import_again(work: Work, rev: str) -> None:
     """Without the difference: what is here is no longer what it is a difference to."""
     try:
-        await _import(work, None)
+        await _import(work, None, rev)
     except RequestError as error:
         raise _repo_refused(error) from error
 
 
-async def _import(work: Work, since: str | None) -> None:
+async def _import(work: Work, since: str | None, rev: str) -> None:
+    """Import what there is, and that it is as new as the host says: some send from a cache."""
     limit = work.parts.settings.repo_bytes
     async with work.host.open_repo(work.did, since=since, max_bytes=limit) as chunks:
         await work.parts.repo_imports.import_repo(
-            work.owner, _counted(work, chunks), former_key=work.state.source_key
+            work.owner,
+            _counted(work, chunks),
+            former_key=work.state.source_key,
+            min_rev=rev,
         )
 
 
@@ -265,7 +270,8 @@ async def _counted(work: Work, chunks: AsyncIterator[bytes]) -> AsyncIterator[by
 
 
 def _repo_refused(error: RequestError) -> MoveProblem:
-    if isinstance(error, (ImportLost, ImportUnderWay)) or error.status >= 408:
+    is_passing = isinstance(error, (ImportLost, ImportOutdated, ImportUnderWay))
+    if is_passing or error.status >= 408:
         return MoveProblem(
             Code.BUSY,
             f"The repo cannot be taken in now: {error.message}",

@@ -12,6 +12,7 @@ word, and what it took in meanwhile is carried over (`migration_late`).
 Spec: (ACC-40, ACC-41, ACC-43, ACC-50, ACC-54)
 """
 
+import asyncio
 from typing import Final
 
 from pds.errors import RemoteError, RequestError
@@ -23,6 +24,8 @@ from pds.services.migration_work import Work
 
 MAX_LAST_LOOKS: Final = 8
 """Looks between the change of the identity and the activation, which must not wait for long."""
+LAST_LOOKS_S: Final = 120.0
+"""All of these looks: whatever another host does, nobody can use the account meanwhile."""
 SHORT_LOOK_US: Final = 500_000
 """Another look would hardly be shorter: each asks the other host twice and the directory once."""
 
@@ -34,6 +37,7 @@ async def activate(work: Work) -> None:
     if account.deactivated_at is not None:
         await _look_last(work)
         _, state.held_rev = await work.parts.exports.head(work.did, principal=work.owner)
+        await work.save()  # What is newer than that will be the owner's, though this ends now.
     try:
         await work.parts.lifecycle.activate(work.aid)
     except RequestError as error:
@@ -55,16 +59,23 @@ async def _look_last(work: Work) -> None:
     The identity names this host, so this must not keep the account from becoming active: a look
     that fails is the last one.
     """
-    clock = work.parts.clock
     try:
-        for _ in range(MAX_LAST_LOOKS):
-            before, began = work.state.copied_rev, clock.now_us()
-            await migration_in.copy_repo(work)
-            if work.state.copied_rev == before or clock.now_us() - began <= SHORT_LOOK_US:
-                return
-            await copy_in(work)
+        async with asyncio.timeout(LAST_LOOKS_S):
+            await _look_until_short(work)
+    except TimeoutError:
+        work.state.warn(f"The last look at {work.host.name} took too long")
     except (RemoteError, MoveProblem) as error:
         work.state.warn(f"The last look at {work.host.name} failed: {error}")
+
+
+async def _look_until_short(work: Work) -> None:
+    clock = work.parts.clock
+    for _ in range(MAX_LAST_LOOKS):
+        before, began = work.state.copied_rev, clock.now_us()
+        await migration_in.copy_repo(work)
+        if work.state.copied_rev == before or clock.now_us() - began <= SHORT_LOOK_US:
+            return
+        await copy_in(work)
 
 
 async def _copy_last_blobs(work: Work) -> None:

@@ -48,6 +48,7 @@ from pds.services.import_check import (
     CheckJob,
     InvalidImport,
     RowBatch,
+    check_age,
     read_batches,
 )
 from pds.services.import_difference import (
@@ -190,13 +191,15 @@ class RepoImports:
         chunks: AsyncIterator[bytes],
         *,
         former_key: str | None = None,
+        min_rev: str | None = None,
     ) -> None:
         """Replace the repo of the caller by the one in the CAR that `chunks` bring.
 
         The size limit is the stream's to keep. The same CAR again changes nothing. `former_key` is
-        one that the caller has seen in the identity: the document of a did:web has no history.
+        one that the caller has seen in the identity: the document of a did:web has no history. With
+        `min_rev` a repo that is older is refused, however good it is.
 
-        Raises: RequestError `InvalidRequest` with what is wrong, `AccountNotFound`,
+        Raises: ImportOutdated; RequestError `InvalidRequest` with what is wrong, `AccountNotFound`,
         `AccountTakedown`, `RequestTimeout`, `NotEnoughResources`; RemoteError when the keys of the
         identity could not be found out; Unavailable.
         """
@@ -215,15 +218,22 @@ class RepoImports:
                     raise RequestError(
                         "RequestTimeout", "The repo arrived too slowly", 408
                     ) from None
-                await self._import(subject, car, former_key)
+                keys = await self._find_keys(subject, former_key)
+                await self._import(subject, keys, car, min_rev)
 
     async def compare(
-        self, principal: Principal, car: bytes, *, former_key: str | None = None
+        self,
+        principal: Principal,
+        car: bytes,
+        *,
+        former_key: str | None = None,
+        min_rev: str | None = None,
     ) -> Difference:
         """Return how the repo of the caller would become the one in a CAR; nothing is stored.
 
         The account may be active. The rules for the CAR are those of an import, and it must be
-        small. Raises: RequestError `InvalidRequest`, `AccountNotFound`; RemoteError; Unavailable.
+        small. Raises: ImportOutdated, as `import_repo`; RequestError `InvalidRequest`,
+        `AccountNotFound`; RemoteError; Unavailable.
         """
         aid = principal.aid
         if aid is None:
@@ -235,11 +245,13 @@ class RepoImports:
         keys = await self._find_keys(subject, former_key)
         async with self._difference_slots:
             try:
-                return await self._judge_difference(subject, keys, car)
+                found = await self._judge_difference(subject, keys, car)
             except NoDifference as error:
                 raise RequestError(
                     "InvalidRequest", f"The repos cannot be compared: {error}"
                 ) from error
+        check_age(found.rev, min_rev)
+        return found
 
     async def recover(self) -> int:
         """Give up imports that nobody works on any more; return how many there were."""
@@ -272,14 +284,15 @@ class RepoImports:
         finally:
             self._under_way.discard(aid)
 
-    async def _import(self, subject: _Subject, car: ImportFile, former_key: str | None) -> None:
-        keys = await self._find_keys(subject, former_key)
-        if not await self._import_difference(subject, keys, car):
+    async def _import(
+        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile, min_rev: str | None
+    ) -> None:
+        if not await self._import_difference(subject, keys, car, min_rev):
             async with self._slots:
-                await self._import_whole(subject, keys, car)
+                await self._import_whole(subject, keys, car, min_rev)
 
     async def _import_difference(
-        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile
+        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile, min_rev: str | None
     ) -> bool:
         """Import what is new, if the CAR is small and the rest is here; return whether it was."""
         if not subject.repo.record_count or car.size > DIFFERENCE.car_bytes:
@@ -291,6 +304,7 @@ class RepoImports:
             except NoDifference as error:
                 _log.info("repo.import_whole", did=subject.did, reason=str(error))
                 return False
+            check_age(found.rev, min_rev)
             before = subject.repo.head
             if found.data == before.data and found.rev <= before.rev:
                 _log.info("repo.import_unchanged", did=subject.did)
@@ -343,10 +357,11 @@ class RepoImports:
         return encode_tid(self._clock.now_us() + FUTURE_TOLERANCE_US, MAX_CLOCK_ID)
 
     async def _import_whole(
-        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile
+        self, subject: _Subject, keys: tuple[str, ...], car: ImportFile, min_rev: str | None
     ) -> None:
         with self.files.open() as rows:
             checked = await self._check(subject, keys, car, rows)
+            check_age(checked.rev, min_rev)
             before = subject.repo.head
             if checked.data == before.data and checked.rev <= before.rev:
                 _log.info("repo.import_unchanged", did=subject.did)
