@@ -45,11 +45,18 @@ picks = st.integers(0, 99)
 
 @dataclass
 class Refresh:
-    """A refresh token; `next` is what it was exchanged for."""
+    """A refresh token; `next` is what it was exchanged for.
+
+    `says_until_us` is the end that the token itself names; once exchanged it ends sooner.
+    """
 
     token: str
-    expires_us: int
+    says_until_us: int
+    expires_us: int = 0
     next: "Refresh | None" = None
+
+    def __post_init__(self) -> None:
+        self.expires_us = self.says_until_us
 
 
 @dataclass
@@ -212,7 +219,8 @@ class AccountLives(RuleBasedStateMachine):
     def remember(self, session: Session, view: Any) -> None:
         assert view.status.value == (session.life.status or "active")
         session.accesses.append(Access(view.tokens.access, self.now_us + ACCESS_US))
-        session.refreshes.append(Refresh(view.tokens.refresh, self.now_us + 90 * DAY_US))
+        lasts_us = ACCESS_US if session.scope is Scope.TAKENDOWN else 90 * DAY_US
+        session.refreshes.append(Refresh(view.tokens.refresh, self.now_us + lasts_us))
         self.sessions.append(session)
 
     @rule(name=names, privileged=st.booleans())
@@ -255,7 +263,9 @@ class AccountLives(RuleBasedStateMachine):
         life = session.life
         call = self.host.sessions.refresh(refresh.token)
         is_dead = session.is_ended or session.scope is Scope.TAKENDOWN
-        if is_dead or refresh.expires_us <= self.now_us:
+        if refresh.says_until_us <= self.now_us:
+            assert self.refused(call) == "ExpiredToken"
+        elif is_dead or refresh.expires_us <= self.now_us:
             holder = self.holder_of(life.did)
             is_stopped = holder is not None and holder.is_stopped
             assert self.refused(call) == ("AccountTakedown" if is_stopped else "ExpiredToken")
