@@ -261,9 +261,8 @@ class OAuthClient:
             "code_challenge": make_challenge(pending.verifier),
             "code_challenge_method": METHOD,
             "login_hint": login_hint,
-            **self._authentication(client_id, server.issuer),
         }
-        answer = await self._post(server.par_endpoint, form, Proofs(self._clock, pending.key))
+        answer = await self._post(server.par_endpoint, form, pending)
         request_uri, life_s = answer.get("request_uri"), answer.get("expires_in")
         if not isinstance(request_uri, str) or not 0 < len(request_uri) <= 1000:
             raise OAuthInvalid("the pushed request has no request_uri")
@@ -284,10 +283,8 @@ class OAuthClient:
             "code": code,
             "redirect_uri": pending.redirect_uri,
             "code_verifier": pending.verifier,
-            **self._authentication(pending.client_id, pending.issuer),
         }
-        proofs = Proofs(self._clock, pending.key)
-        tokens = parse_tokens(await self._post(pending.token_endpoint, form, proofs))
+        tokens = parse_tokens(await self._post(pending.token_endpoint, form, pending))
         session = OAuthSession(
             issuer=pending.issuer,
             token_endpoint=pending.token_endpoint,
@@ -307,32 +304,34 @@ class OAuthClient:
         """
         if session.refresh is None:
             raise OAuthRefused(_host(session.issuer), "invalid_grant", "it cannot be renewed")
-        form = {
-            "grant_type": "refresh_token",
-            "refresh_token": session.refresh,
-            **self._authentication(session.client_id, session.issuer),
-        }
-        proofs = Proofs(self._clock, session.key)
-        return parse_tokens(await self._post(session.token_endpoint, form, proofs))
+        form = {"grant_type": "refresh_token", "refresh_token": session.refresh}
+        return parse_tokens(await self._post(session.token_endpoint, form, session))
 
     async def revoke(self, session: OAuthSession) -> None:
         """Have the other server forget a session (OAUTH-66). Raises: as `begin`."""
         if session.revocation_endpoint is None:
             return
-        form = {
-            "token": session.refresh or session.access,
-            **self._authentication(session.client_id, session.issuer),
-        }
-        proofs = Proofs(self._clock, session.key)
-        await self._post(session.revocation_endpoint, form, proofs, timeout_s=REVOKE_TIMEOUT_S)
+        form = {"token": session.refresh or session.access}
+        await self._post(session.revocation_endpoint, form, session, timeout_s=REVOKE_TIMEOUT_S)
 
     # The way all requests go
 
     async def _post(
-        self, url: str, form: Mapping[str, str], proofs: Proofs, *, timeout_s: float = TIMEOUT_S
+        self,
+        url: str,
+        form: Mapping[str, str],
+        sender: PendingSignIn | OAuthSession,
+        *,
+        timeout_s: float = TIMEOUT_S,
     ) -> dict[str, Any]:
-        """Send a form with a proof; once more when the server wants its nonce in it (OAUTH-73)."""
+        """Send a form with a proof; once more when the server wants its nonce in it (OAUTH-73).
+
+        Each time with an assertion of its own: a server may have looked at the first one before it
+        asked for the nonce, and takes none twice (OAUTH-20).
+        """
+        proofs = Proofs(self._clock, sender.key)
         for is_last in (False, True):
+            fields = {**form, **self._authentication(sender.client_id, sender.issuer)}
             async with self._http.request(
                 "POST",
                 url,
@@ -342,7 +341,7 @@ class OAuthClient:
                     "Content-Type": "application/x-www-form-urlencoded",
                     PROOF_HEADER: proofs.make("POST", url),
                 },
-                body=urlencode(form).encode(),
+                body=urlencode(fields).encode(),
                 max_bytes=MAX_DOCUMENT_BYTES,
                 headers_timeout_s=timeout_s,
                 total_timeout_s=timeout_s,

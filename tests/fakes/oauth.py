@@ -80,6 +80,8 @@ class FakeOAuth:
         self.sub: str | None = None
         self.iss: str | None = None
         self.gives_nonces = True
+        self.checks_clients_first = False
+        """Before it looks whether a proof has a nonce."""
         self.loses_replies_to: set[str] = set()
         """Grant types whose answers do not arrive."""
         self.grants: list[Grant] = []
@@ -178,8 +180,11 @@ class FakeOAuth:
     async def _oauth(self, request: web.Request) -> web.StreamResponse:
         fields = {name: str(value) for name, value in (await request.post()).items()}
         try:
+            if self.checks_clients_first:
+                self._check_client(fields)
             thumbprint = self._check_proof(request, self.issuer, None)
-            self._check_client(fields)
+            if not self.checks_clients_first:
+                self._check_client(fields)
             act = {"/oauth/par": self._par, "/oauth/token": self._token}.get(request.path)
             status = 201 if request.path == "/oauth/par" else 200
             value = self._revoke(fields) if act is None else act(fields, thumbprint)

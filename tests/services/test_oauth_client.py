@@ -96,9 +96,12 @@ async def test_a_code_works_once_and_a_revoked_session_is_over(
     await client.revoke(replace(session, revocation_endpoint=None))
 
 
+@pytest.mark.parametrize("checks_first", [False, True])
 async def test_a_host_with_a_public_name_proves_itself_by_a_key_of_its_own(
-    oauth: FakeOAuth, http: GuardedClient
+    oauth: FakeOAuth, http: GuardedClient, checks_first: bool
 ) -> None:
+    """Each request has an assertion of its own: a server may look at it before the nonce."""
+    oauth.checks_clients_first = checks_first
     client = make(http, PUBLIC)
     document = client.document(ALL_SCOPES)
     assert document is not None
