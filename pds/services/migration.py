@@ -429,14 +429,13 @@ class Migration:
             await attempt(work, migration_in.request_token)
             return
         state.note_progress()
+        work.forget_sign_in()
         work.status = Status.RUNNING
 
     async def _open(self, move_id: int, given: Given, state: MoveState) -> dict[str, Json]:
         """Do the first step, which needs what is not stored, while its caller waits."""
         async with self._held(move_id) as work:
-            state.email = state.email or work.state.email
-            state.sign_in = work.state.sign_in
-            work.state = state
+            work.change_state(state)
             is_open = await self._open_held(work, given)
         if is_open:
             await self._spawn(move_id)
@@ -457,6 +456,7 @@ class Migration:
                 return False
             raise
         work.state.note_progress()
+        work.forget_sign_in()
         work.step, work.status = Step.REPO, Status.RUNNING
         await work.save()
         return True

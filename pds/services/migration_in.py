@@ -11,7 +11,7 @@ Spec: (ACC-20, ACC-21, ACC-24, ACC-40, ACC-41, ACC-50, ACC-54, ACC-58, ACC-59, A
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from pds.errors import RemoteError, RequestError
+from pds.errors import Rejected, RemoteError, RequestError
 from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.data import Json
 from pds.protocol.diddoc import render_web_document
@@ -89,7 +89,7 @@ async def has_live_session(work: Work) -> bool:
         return False
     try:
         await work.host.check_session()
-    except MoveProblem:
+    except (MoveProblem, Rejected):
         return False
     return True
 

@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn
 
 import orjson
 
-from pds.errors import BadAnswer, NotResolvable, RequestError
+from pds.errors import BadAnswer, NotResolvable, Rejected, RequestError
 from pds.protocol.keys import make_cipher
 from pds.protocol.oauth.answers import Redirect
 from pds.protocol.oauth.errors import OAuthInvalid
@@ -143,7 +143,7 @@ async def _discover(work: Work) -> ServerMetadata:
         raise MoveProblem(
             Code.OAUTH_UNAVAILABLE, f"{work.host.name} has no OAuth: {error}", INSTEAD
         ) from error
-    except (OAuthInvalid, BadAnswer, OAuthRefused) as error:
+    except (OAuthInvalid, BadAnswer, Rejected) as error:
         raise MoveProblem(
             Code.OAUTH_UNAVAILABLE,
             f"The OAuth of {work.host.name} cannot be used: {error}",
@@ -159,7 +159,7 @@ async def accept(work: Work, redirect: Redirect, state: StateParam) -> Given:
     kept = _unlock(work.secrets, state)
     if kept is None:
         raise unknown_sign_in()
-    work.secrets.sign_in = work.state.sign_in = None
+    work.forget_sign_in()
     work.state.note_progress()
     work.status = Status.RUNNING
     await work.save()  # From here on the answer is used, whatever comes.

@@ -27,7 +27,7 @@ from pds.services.identity_journal import IdentityJournal
 from pds.services.invites import Invites
 from pds.services.migration_host import RemoteHost
 from pds.services.migration_problems import Code, MoveProblem
-from pds.services.migration_session import Bound, Tokens
+from pds.services.migration_session import Bound, Tokens, revoke_quietly
 from pds.services.migration_settings import MigrationSettings
 from pds.services.migration_state import (
     Direction,
@@ -168,9 +168,24 @@ class Work:
         return self._host
 
     async def use_session(self, session: OAuthSession) -> None:
-        """Go on in an OAuth session; it is stored first."""
+        """Go on in an OAuth session; it is stored first, and the one before it revoked."""
+        former = self.secrets.session
         await self._keep_session(session)
         self._host = None
+        await revoke_quietly(self.parts.oauth, former)
+
+    def change_state(self, state: MoveState) -> None:
+        """Begin anew from another state. What another host than its own has given is forgotten."""
+        if state.other_url == self.state.other_url:
+            state.sign_in = self.state.sign_in
+            state.email = state.email or self.state.email
+        else:
+            self.secrets = MoveSecrets()
+        self.state, self._host = state, None
+
+    def forget_sign_in(self) -> None:
+        """Nobody has to be waited for any more: who still comes back changes nothing."""
+        self.secrets.sign_in = self.state.sign_in = None
 
     @property
     def aid(self) -> int:
@@ -200,7 +215,7 @@ class Work:
     async def save(self, *, is_over: bool = False) -> None:
         """Write down how far the move is. Raises: LeaseLost, StoreError."""
         if is_over:
-            self.secrets = MoveSecrets()
+            self.secrets, self.state.sign_in = MoveSecrets(), None
             self.state.email = None  # The account has it; here it would outlive that.
         sealed = seal_secrets(
             self.parts.keystore,
@@ -223,9 +238,11 @@ class Work:
             raise LeaseLost(f"move {self.move_id} is worked on elsewhere")
 
     async def _keep_tokens(self, tokens: Tokens) -> None:
+        former = self.secrets.session
         self.secrets.keep(tokens)
-        self.secrets.sign_in = self.state.sign_in = None  # It is needed no more.
+        self.forget_sign_in()
         await self.save()
+        await revoke_quietly(self.parts.oauth, former)
 
     async def _keep_session(self, session: OAuthSession) -> None:
         self.secrets.keep_session(session)
