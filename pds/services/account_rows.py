@@ -38,6 +38,7 @@ from pds.store.engine import Txn
 from pds.store.invites import insert_invite_use, is_invite_code_usable
 from pds.store.journal import delete_journal, get_journal, get_journal_by_id
 from pds.store.keystore import Keystore
+from pds.store.mail_tokens import delete_account_mail_tokens
 from pds.store.reserved_handles import HANDLE_KIND, is_handle_reserved
 from pds.store.reserved_keys import delete_reserved_key
 from pds.store.sessions import Session
@@ -142,6 +143,7 @@ class AccountRows:
         ):
             _check_email(txn, claim.email)
             update_email(txn, account.aid, claim.email, confirmed_at=None)
+            delete_account_mail_tokens(txn, account.aid)  # They went to the address before.
             account = replace(account, email=claim.email)
         self._cache.forget_after(txn, account.aid)
         return account

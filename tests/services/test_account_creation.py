@@ -14,6 +14,7 @@ from pds.protocol.keys import make_signer, parse_did_key
 from pds.protocol.syntax import Did
 from pds.services.invites import Invites
 from pds.services.mail import Mail
+from pds.services.mail_tokens import MailPurpose, MailTokens
 from pds.services.principal import Principal, PrincipalKind
 from pds.store.accounts import (
     AccountStatus,
@@ -23,7 +24,9 @@ from pds.store.accounts import (
     update_takedown,
 )
 from pds.store.engine import Txn
+from pds.store.mail_tokens import get_mail_token
 from tests.fakes.plc import Mood
+from tests.services.account_host import SECRET
 from tests.services.creation_host import (
     OPERATOR_KEY,
     PASSWORD,
@@ -417,6 +420,30 @@ async def test_repeated_call_gives_the_account_what_it_asks_for(host: CreationHo
     await host.engine.transact("test", confirm)
     view = await host.accounts.create(host.request(did=MOVER), service())
     assert (view.handle, view.email) == ("alice.pds.test", "mover@mail.test")
+
+
+async def test_codes_that_were_mailed_to_an_address_are_worth_nothing_for_the_next(
+    host: CreationHost,
+) -> None:
+    """ACC-36: nobody has shown that the new address is read, and who reads the old one is out."""
+    publish(host)
+    await host.accounts.create(host.request(did=MOVER, email="first@mail.test"), service())
+    account = await host.accounts.lookup(MOVER)
+    assert account is not None
+    tokens = MailTokens(engine=host.engine, secret=SECRET)
+
+    def issue(txn: Txn) -> None:
+        for purpose in MailPurpose:
+            tokens.issue(txn, account.aid, purpose, now_us=host.clock.now_us(), entropy=b"entropy")
+
+    def count(txn: Txn) -> int:
+        return sum(get_mail_token(txn, account.aid, purpose) is not None for purpose in MailPurpose)
+
+    await host.engine.transact("test", issue)
+    await host.accounts.create(host.request(did=MOVER, email="first@mail.test"), service())
+    assert await host.engine.read("test", count) == len(MailPurpose)
+    await host.accounts.create(host.request(did=MOVER, email="next@mail.test"), service())
+    assert await host.engine.read("test", count) == 0
 
 
 async def test_repeated_call_never_touches_an_account_that_is_not_deactivated(
