@@ -317,7 +317,7 @@ class _Talk:
     async def _ask(self, text: str, line: int) -> str:
         if len(self._lines) > line:
             return self._lines[line]
-        if self._options["password_stdin"] or not sys.stdin.isatty():
+        if not sys.stdin.isatty():
             raise RequestError(Code.PASSWORD_NEEDED, f"{text} is needed: use --password-stdin")
         return str(await asyncio.to_thread(click.prompt, text, hide_input=True, err=True))
 

@@ -40,7 +40,7 @@ def secret_option(
         if value is None or ctx.resilient_parsing:
             return None
         if value == ASK:
-            return ask_secret(what) if _is_terminal() else read_line(what)
+            return read_line(what)
         if value.startswith(FROM_FILE):
             return read_secret_file(Path(value.removeprefix(FROM_FILE)), what)
         if is_harmless:
@@ -69,7 +69,12 @@ def ask_secret(what: str, *, is_new: bool = False, otherwise: str | None = None)
 
 
 def read_line(what: str) -> str:
-    """Return the next line of standard input. Raises: UsageError when there is none."""
+    """Return the next line of standard input; at a terminal it is asked for, and not seen.
+
+    Raises: UsageError when there is none.
+    """
+    if _is_terminal():
+        return ask_secret(what)
     text = sys.stdin.readline().rstrip("\r\n")
     if not text:
         raise click.UsageError(
@@ -79,7 +84,9 @@ def read_line(what: str) -> str:
 
 
 def read_lines() -> list[str]:
-    """Return what is left of standard input, line by line."""
+    """Return what is left of standard input, line by line; a terminal is asked when it is time."""
+    if _is_terminal():
+        return []
     return [line.rstrip("\r\n") for line in sys.stdin]
 
 
@@ -111,7 +118,7 @@ def read_password(*, from_stdin: bool) -> str:
 def read_url(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     """Take a URL that may hold a password: then not from an argument. A callback for options."""
     if value == ASK:
-        return ask_secret("URL") if _is_terminal() else read_line("URL")
+        return read_line("URL")
     parts = urlsplit(value)
     if parts.password or "password" in parse_qs(parts.query):
         raise click.UsageError(

@@ -54,7 +54,7 @@ BEGINNING_BYTES: Final = 256 << 10
 """Enough for `account.json`, the first member, encrypted or not."""
 IN_BUCKET: Final = "s3://"
 
-_NAME: Final = re.compile(r"did-[a-z]+-[A-Za-z0-9._-]+-([2-7a-z]{13})\.tar(\.age)?")
+_NAME: Final = re.compile(r"did-[a-z]+-[A-Za-z0-9._-]+-([2-7a-j][2-7a-z]{12})\.tar(\.age)?")
 _log: Final = get_logger(__name__)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,11 +142,13 @@ def test_a_passphrase_comes_from_standard_input_or_is_missed_with_advice(
     assert (code, "s3:// address" in text) == (2, True), text
 
 
-def test_a_terminal_is_asked_without_an_echo(encrypted: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--passphrase-file", "-")])
+def test_a_terminal_is_asked_without_an_echo(encrypted: Path, more: tuple[str, ...]) -> None:
+    """Standard input may be one, too: a line of it would be seen by all who look on."""
     mine, theirs = os.openpty()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pds", "archive", "verify", str(encrypted)],
+            [sys.executable, "-m", "pds", "archive", "verify", str(encrypted), *more],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -154,6 +157,7 @@ def test_a_terminal_is_asked_without_an_echo(encrypted: Path) -> None:
         os.close(theirs)
         seen = b""
         while b"Passphrase: " not in seen:
+            assert select.select([mine], [], [], 30)[0], seen
             seen += os.read(mine, 4096)
         os.write(mine, PASSPHRASE.encode() + b"\n")
         while b"damaged" not in seen:

@@ -344,6 +344,7 @@ async def test_what_is_not_kept_is_not_found(tmp_path: Path) -> None:
     place = ArchiveFolder(tmp_path)
     (tmp_path / "did-plc-aaaaaaaaaaaaaaaaaaaaaaaa-3kaaaaaaaaaaa.tar").write_bytes(b"no archive")
     (tmp_path / "holiday.jpg").write_bytes(b"none either")
+    (tmp_path / "did-plc-aaaaaaaaaaaaaaaaaaaaaaaa-zzzzzzzzzzzzz.tar").write_bytes(b"of no rev")
     kept = KeptArchives([place])
     [one] = await kept.list()
     assert (one.did, one.is_encrypted) == ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", False)
