@@ -26,7 +26,14 @@ from pds.net.xrpc_client import XrpcRejected
 from pds.protocol.jwt import JwtError, decode_jwt
 from pds.protocol.syntax import Did
 from pds.services.migration_problems import Code, MoveProblem, waits_for
-from pds.services.migration_session import Bearer, Permission, Session, SessionEnded, Tokens
+from pds.services.migration_session import (
+    Bearer,
+    Permission,
+    Session,
+    SessionEnded,
+    Tokens,
+    read_tokens,
+)
 
 CALL_TIMEOUT_S: Final = 30.0
 STREAM_TIMEOUT_S: Final = 3600.0
@@ -148,19 +155,19 @@ class RemoteHost:
             answer = await self._call("POST", "com.atproto.server.createSession", value=given)
         except XrpcRejected as error:
             raise self._login_refused(error) from error
-        access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
-        if answer.get("did") != did or not isinstance(access, str) or not isinstance(refresh, str):
+        tokens = read_tokens(answer)
+        if answer.get("did") != did or tokens is None:
             raise BadAnswer(f"{self.name} answered a login with no session of {did}")
-        if _scope(access) in _APP_PASSWORD_SCOPES:
+        if _scope(tokens.access) in _APP_PASSWORD_SCOPES:
             raise MoveProblem(
                 Code.LOGIN_NEEDED,
                 "That is an app password, and a host lets nobody move with one",
                 "Give the main password of the account, or a service token",
             )
         email, status = answer.get("email"), answer.get("status")
-        await self.use_tokens(Tokens(access, refresh))
+        await self.use_tokens(tokens)
         return Login(
-            Tokens(access, refresh),
+            tokens,
             email if isinstance(email, str) else None,
             status if isinstance(status, str) else None,
         )
@@ -219,10 +226,9 @@ class RemoteHost:
             )
         except (XrpcRejected, NotResolvable) as error:
             raise SessionEnded(str(error)) from error
-        access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
-        if not isinstance(access, str) or not isinstance(refresh, str):
+        renewed = read_tokens(answer)
+        if renewed is None:
             raise BadAnswer(f"{self.name} renewed a session without tokens")
-        renewed = Tokens(access, refresh)
         if self._on_tokens is not None:
             await self._on_tokens(renewed)
         return renewed

@@ -19,7 +19,7 @@ from pds.services.method_policy import CREATE_ACCOUNT
 from pds.services.migration_blobs import copy_out, count_held
 from pds.services.migration_identity import Wanted, make_wanted_update, plan_keys
 from pds.services.migration_problems import Code, MoveProblem, waits_for
-from pds.services.migration_session import Tokens
+from pds.services.migration_session import read_tokens
 from pds.services.migration_state import Step
 from pds.services.migration_work import Given, Work
 from pds.services.preferences import DECLARED_AGE
@@ -70,14 +70,14 @@ async def _create(work: Work, given: Given, other_did: str) -> None:
     if given.invite_code:
         asked["inviteCode"] = given.invite_code
     answer = await work.host.procedure_with(token, "com.atproto.server.createAccount", asked)
-    access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
-    if answer.get("did") != work.did or not isinstance(access, str) or not isinstance(refresh, str):
+    tokens = read_tokens(answer)
+    if answer.get("did") != work.did or tokens is None:
         raise MoveProblem(
             Code.OTHER_HOST_FAULTY,
             f"{work.host.name} made another account than it was asked for",
             "Tell that host's operator",
         )
-    await work.host.use_tokens(Tokens(access, refresh))
+    await work.host.use_tokens(tokens)
 
 
 async def log_in(work: Work, given: Given) -> None:

@@ -11,13 +11,14 @@ Spec: (OAUTH-75)
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pds.errors import RemoteError
-from pds.protocol.oauth.answers import REQUIRED_SCOPE
+from pds.protocol.oauth.answers import MAX_TOKEN_CHARS, REQUIRED_SCOPE
 from pds.protocol.oauth.dpop import PROOF_HEADER
 from pds.protocol.oauth.errors import OAuthInvalid
 from pds.protocol.oauth.scopes import ANY, ScopeSet
+from pds.protocol.syntax import Did
 from pds.services.method_policy import CREATE_ACCOUNT
 from pds.services.oauth_client import OAuthClient, OAuthRefused, OAuthSession, Proofs
 
@@ -68,6 +69,18 @@ class Tokens:
 
     access: str
     refresh: str
+
+
+def read_tokens(answer: Mapping[str, Any]) -> Tokens | None:
+    """Return the tokens in the answer to a login, if they can be sent back in a header."""
+    access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
+    if not isinstance(access, str) or not isinstance(refresh, str):
+        return None
+    is_usable = all(
+        0 < len(token) <= MAX_TOKEN_CHARS and token.isascii() and token.isprintable()
+        for token in (access, refresh)
+    )
+    return Tokens(access, refresh) if is_usable else None
 
 
 class SessionEnded(Exception):
@@ -144,9 +157,12 @@ class Bound:
         self,
         client: OAuthClient,
         session: OAuthSession,
+        did: Did,
         on_renewed: Callable[[OAuthSession], Awaitable[None]],
     ) -> None:
+        """`did` is whose session this is, and must stay."""
         self._client = client
+        self._did = did
         self._session = session
         self._on_renewed = on_renewed
         self._proofs = Proofs(client.clock, session.key)
@@ -190,6 +206,8 @@ class Bound:
             tokens = await self._client.renew(self._session)
         except (OAuthRefused, OAuthInvalid) as error:
             raise SessionEnded(str(error)) from error
+        if tokens.sub != self._did:
+            raise SessionEnded("it was renewed for another account")
         renewed = replace(
             self._session,
             access=tokens.access,

@@ -161,7 +161,9 @@ class Work:
             self._host = RemoteHost(
                 self.parts.http,
                 self.state.other_url,
-                session=None if kept is None else Bound(self.parts.oauth, kept, self._keep_session),
+                session=None
+                if kept is None
+                else Bound(self.parts.oauth, kept, self.did, self._keep_session),
                 tokens=self.secrets.tokens,
                 on_tokens=self._keep_tokens,
             )

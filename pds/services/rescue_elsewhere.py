@@ -49,7 +49,7 @@ from pds.protocol.syntax import Did, Nsid
 from pds.services.archive_check import check_archive, open_archive
 from pds.services.migration_host import RemoteHost
 from pds.services.migration_problems import MoveProblem
-from pds.services.migration_session import Tokens
+from pds.services.migration_session import read_tokens
 from pds.store.clock import Clock
 
 CHUNK_BYTES: Final = 1 << 18
@@ -176,10 +176,10 @@ class RescueElsewhere:
         if wish.invite_code is not None:
             fields["inviteCode"] = wish.invite_code
         answer = await host.procedure_with(token, _CREATE, fields)
-        access, refresh = answer.get("accessJwt"), answer.get("refreshJwt")
-        if answer.get("did") != did or not isinstance(access, str) or not isinstance(refresh, str):
+        tokens = read_tokens(answer)
+        if answer.get("did") != did or tokens is None:
             raise BadAnswer(f"{host.name} opened an account without a session of {did}")
-        await host.use_tokens(Tokens(access, refresh))
+        await host.use_tokens(tokens)
 
     async def _send_all(self, host: RemoteHost, wish: Wish, manifest: Manifest) -> None:
         types = manifest.blobs

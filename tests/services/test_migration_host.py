@@ -158,6 +158,22 @@ async def test_a_login_is_of_the_account_that_was_asked_for() -> None:
             await host.log_in(DID, "password")
 
 
+@pytest.mark.parametrize("token", ["a\r\nHost: other", "a\n", "\0", "", "x" * 20_000, "t\u00f6k"])
+async def test_tokens_that_fit_in_no_header_are_no_session(token: str) -> None:
+    async with answering(
+        com_atproto_server_createSession=session(accessJwt=token),
+        com_atproto_server_refreshSession=session(refreshJwt=token),
+        com_atproto_server_getSession=(400, {"error": "ExpiredToken"}),
+    ) as (answers, http):
+        host = RemoteHost(http, answers.url)
+        with pytest.raises(BadAnswer):
+            await host.log_in(DID, "password")
+        assert not host.has_session
+        host = RemoteHost(http, answers.url, tokens=OLD)
+        with pytest.raises(BadAnswer):
+            await host.check_session()
+
+
 async def test_a_list_without_end_ends() -> None:
     async with answering(com_atproto_sync_listBlobs={"cids": ["a"], "cursor": "same"}) as (
         answers,

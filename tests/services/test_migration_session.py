@@ -44,7 +44,7 @@ class Setting:
         self.kept.append(session)
 
     def host(self, session: OAuthSession | None = None) -> RemoteHost:
-        bound = Bound(self.client, session or self.session, self.keep)
+        bound = Bound(self.client, session or self.session, DID, self.keep)
         return RemoteHost(self.http, self.oauth.host_url, session=bound)
 
 
@@ -141,3 +141,15 @@ async def test_a_revocation_that_fails_changes_nothing() -> None:
         town.oauth.pages.clear()
         await revoke_quietly(town.client, town.session)
         assert town.oauth.revoked == 1
+
+
+async def test_a_renewal_for_another_account_ends_the_session() -> None:
+    """OAUTH-63: the tokens are for whom they were, or for nobody."""
+    async with signed_in() as setting:
+        setting.oauth.expire_tokens()
+        setting.oauth.passwords["did:plc:44ybard66vv44zksje25o7dz"] = "password"
+        setting.oauth.grants[0].sub = "did:plc:44ybard66vv44zksje25o7dz"
+        with pytest.raises(MoveProblem) as caught:
+            await setting.host().query_as_owner("com.atproto.server.getSession")
+        assert caught.value.code is Code.LOGIN_NEEDED
+        assert setting.kept == []
