@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-import click
-
 from pds.app.orders import AdminClient
+from pds.cli.plain import say
 from pds.errors import RequestError
 from pds.services.migration_problems import Code
 
@@ -41,9 +40,9 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
     ends_at = link["expiresAt"] / 1_000_000
     has_terminal = sys.stdin.isatty()
     minutes = max(round((ends_at - time.time()) / 60), 1)
-    click.echo(f"Sign in at {link['host']} within {minutes} minutes:\n\n{link['url']}\n", err=True)
+    say(f"Sign in at {link['host']} within {minutes} minutes:\n\n{link['url']}\n", err=True)
     if has_terminal:
-        click.echo(
+        say(
             "If the browser cannot come back to this server, paste the address at which it ends;"
             " for another link press Enter.",
             err=True,
@@ -64,7 +63,7 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
             except RequestError as error:
                 if error.name not in ("InvalidRequest", "UnknownSignIn"):
                     raise
-                click.echo(f"{error.message}.", err=True)
+                say(f"{error.message}.", err=True)
     return move
 
 

@@ -68,6 +68,7 @@ class Surveyor:
     def _count(self, record: dict[str, Any]) -> None:
         kind = record["$type"][:200]
         is_known = kind in self.found.records or len(self.found.records) < MAX_TYPES
+        is_known = is_known and kind.isascii() and kind.isprintable()  # As all types are.
         self.found.records[kind if is_known else OTHER] += 1
         open_values: list[Any] = [record]
         while open_values:

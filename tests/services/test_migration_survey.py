@@ -56,3 +56,12 @@ def test_types_without_end_are_counted_together() -> None:
     found = survey(encode_car([BLOB], blocks), step=1000).found
     assert len(found.records) == MAX_TYPES + 1
     assert found.records[OTHER] == 5
+
+
+def test_types_that_are_none_are_not_shown() -> None:
+    """What is counted comes to a terminal, and a stranger has written it."""
+    blocks = [
+        block({"$type": kind}) for kind in ("\x1b]0;a title\x07", "a\nb", "\u202eabc", "a.b.c")
+    ]
+    found = survey(encode_car([blocks[0][0]], blocks)).found.to_json()
+    assert found["recordsByType"] == {OTHER: 3, "a.b.c": 1}
