@@ -40,15 +40,22 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
     ends_at = link["expiresAt"] / 1_000_000
     has_terminal = sys.stdin.isatty()
     minutes = max(round((ends_at - time.time()) / 60), 1)
-    say(f"Sign in at {link['host']} within {minutes} minutes:\n\n{link['url']}\n", err=True)
+    span = "a minute" if minutes == 1 else f"{minutes} minutes"
+    say(f"Sign in at {link['host']} within {span}:\n\n{link['url']}\n", err=True)
     if has_terminal:
         say(
             "If the browser cannot come back to this server, paste the address at which it ends;"
             " for another link press Enter.",
             err=True,
         )
+    is_told = not has_terminal
     with _typed_lines() as lines:
         while has_terminal or time.time() < ends_at + AFTER_S:
+            if not is_told and time.time() >= ends_at:
+                is_told = True
+                say(
+                    "The link's time is over: press Enter for another, unless it is open.", err=True
+                )
             try:
                 line = await asyncio.wait_for(lines.get(), LOOK_S)
             except TimeoutError:

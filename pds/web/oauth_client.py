@@ -63,6 +63,8 @@ async def _finish(migration: Migration, pages: Pages, query: str) -> web.Respons
         # A browser that hangs up must not stop what it has begun.
         move = await asyncio.shield(migration.finish_sign_in(query))
     except RequestError as error:
+        if error.name == "UnknownSignIn":  # Also who looks at the page again.
+            return pages.render("sign_in_unknown.html", {}, status=STATUS_OF[error.name])
         return _refused(pages, error.message, status=STATUS_OF.get(error.name, error.status))
     except RemoteError as error:
         return _refused(pages, str(error), status=502)

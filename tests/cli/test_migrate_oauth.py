@@ -164,9 +164,12 @@ async def test_the_address_where_the_browser_ended_is_pasted(setting: Setting, d
         await terminal.wait_for("Password for it here")
         terminal.type(NEW_PASSWORD)
         await terminal.wait_for("[Rr]epeat")
+        door.oauth.link_life_s = 1
         terminal.type(NEW_PASSWORD)
+        await terminal.wait_for("within a minute")
         first = await terminal.wait_for(LINK.pattern)
-        await terminal.wait_for("press Enter")
+        await terminal.wait_for("time is over: press Enter")
+        door.oauth.link_life_s = 300
         terminal.type("")  # Another link.
         second = await terminal.wait_for(LINK.pattern)
         assert second != first

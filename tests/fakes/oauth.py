@@ -82,6 +82,7 @@ class FakeOAuth:
         self.gives_nonces = True
         self.checks_clients_first = False
         """Before it looks whether a proof has a nonce."""
+        self.link_life_s = 300
         self.loses_replies_to: set[str] = set()
         """Grant types whose answers do not arrive."""
         self.grants: list[Grant] = []
@@ -253,7 +254,7 @@ class FakeOAuth:
         self._challenges.add(fields["code_challenge"])
         request_uri = f"urn:ietf:params:oauth:request_uri:{secrets.token_hex(16)}"
         self._asked[request_uri] = Asked(fields, thumbprint)
-        return {"request_uri": request_uri, "expires_in": 300}
+        return {"request_uri": request_uri, "expires_in": self.link_life_s}
 
     def _token(self, fields: dict[str, str], thumbprint: str) -> dict[str, Any]:
         if fields.get("grant_type") == "authorization_code":
