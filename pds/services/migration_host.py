@@ -23,8 +23,9 @@ from pds.net.http import MAX_ERROR_BODY_BYTES, HttpClient
 from pds.net.http_body import StreamedAnswer
 from pds.net.http_errors import HttpFailed, HttpNotFound
 from pds.net.xrpc_client import XrpcRejected
+from pds.protocol.cid import InvalidCid, parse_cid
 from pds.protocol.jwt import JwtError, decode_jwt
-from pds.protocol.syntax import Did
+from pds.protocol.syntax import Did, InvalidSyntax, Tid, parse_tid
 from pds.services.migration_problems import Code, MoveProblem, waits_for
 from pds.services.migration_session import (
     Bearer,
@@ -312,14 +313,15 @@ class RemoteHost:
             cursor = following
         raise BadAnswer(f"{self.name} lists blobs without end")
 
-    async def get_latest(self, did: Did) -> tuple[str, str]:
-        """Return CID and rev of the newest commit."""
+    async def get_latest(self, did: Did) -> tuple[str, Tid]:
+        """Return CID and rev of the newest commit, as far as the host can be believed."""
         call = self.query_as_owner if self.has_session else self.query
         answer = await call("com.atproto.sync.getLatestCommit", did=did)
         cid, rev = answer.get("cid"), answer.get("rev")
-        if not isinstance(cid, str) or not isinstance(rev, str):
-            raise BadAnswer(f"{self.name} has no latest commit of {did}")
-        return cid, rev
+        try:
+            return str(parse_cid(str(cid))), parse_tid(str(rev))
+        except (InvalidCid, InvalidSyntax) as error:
+            raise BadAnswer(f"{self.name} has no latest commit of {did}") from error
 
     async def send(
         self, nsid: str, chunks: AsyncIterable[bytes], *, media_type: str, size: int | None = None

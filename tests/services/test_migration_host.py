@@ -16,6 +16,7 @@ from pds.errors import BadAnswer, Unreachable
 from pds.net.http import GuardedClient, HttpSettings, TrustedClient
 from pds.net.http_errors import ForbiddenDestination
 from pds.net.xrpc_client import XrpcRejected
+from pds.protocol.cid import Cid
 from pds.protocol.syntax import Did
 from pds.services.migration_drive import from_remote
 from pds.services.migration_host import RemoteHost, retry_after_s
@@ -55,6 +56,20 @@ async def answering(**by_method: Any) -> AsyncIterator[tuple[Answers, TrustedCli
     async with serving(answers.answer) as port, TrustedClient(settings) as http:
         answers.url = f"http://127.0.0.1:{port}"
         yield answers, http
+
+
+async def test_a_latest_commit_is_a_cid_and_a_rev_and_nothing_else() -> None:
+    """A rev is shown to people, and newer ones are told by comparing."""
+    good = {"cid": str(Cid.of_data(b"")), "rev": "3kaaaaaaaaaaa"}
+    latest: dict[str, Any] = {}
+    async with answering(com_atproto_sync_getLatestCommit=lambda _token: latest) as (host, http):
+        remote = RemoteHost(http, host.url)
+        latest |= good
+        assert await remote.get_latest(DID) == (good["cid"], good["rev"])
+        for wrong in ({"rev": "\x1b[2J"}, {"rev": "3"}, {"rev": None}, {"cid": "x"}, {"cid": 7}):
+            latest |= good | wrong
+            with pytest.raises(BadAnswer, match="no latest commit"):
+                await remote.get_latest(DID)
 
 
 async def test_where_a_host_redirects_to_is_judged_as_a_strangers_address() -> None:
