@@ -23,7 +23,7 @@ from pds.errors import RemoteError, RequestError
 from pds.log import get_logger
 from pds.protocol.cbor import decode_json
 from pds.protocol.cid import Cid
-from pds.protocol.frames import decode_frame
+from pds.protocol.frames import FrameError, decode_frame
 from pds.protocol.repo import Action
 from pds.services.import_difference import DIFFERENCE, Difference, DifferenceOp
 from pds.services.migration_blobs import copy_named
@@ -33,7 +33,7 @@ from pds.services.records_prepare import RecordWrite
 from pds.services.repo_txn import COMMIT, SYNC
 from pds.services.repos import MAX_WRITES
 from pds.store.engine import Txn
-from pds.store.events import CONTENT_KINDS, list_events
+from pds.store.events import CONTENT_KINDS, StoredEvent, list_events
 from pds.store.records import get_record_with_rev
 from pds.store.repos import get_account_repo
 
@@ -195,8 +195,8 @@ def _read_events(txn: Txn, aid: int, since: str) -> dict[str, Cid | None] | None
         for event, _at in page:
             if event.kind not in CONTENT_KINDS:
                 continue
-            payload: Any = decode_frame(event.frame).payload
-            if payload["rev"] <= since:
+            payload = _payload_of(event)
+            if payload.get("rev", "") <= since:
                 return before if oldest == SYNC else None
             if event.kind == COMMIT:
                 before |= {op["path"]: op.get("prev") for op in payload["ops"]}
@@ -205,6 +205,14 @@ def _read_events(txn: Txn, aid: int, since: str) -> dict[str, Cid | None] | None
             return before if oldest == SYNC else None
         at = page[-1][0].seq
     return None
+
+
+def _payload_of(event: StoredEvent) -> dict[str, Any]:
+    """Return what an event says; those of a program that was here before ours may be no frames."""
+    try:
+        return dict(decode_frame(event.frame).payload)
+    except FrameError:
+        return {}
 
 
 def _new_records(found: Difference) -> tuple[dict[str, bytes], defaultdict[str, list[Cid]]]:

@@ -17,6 +17,7 @@ from pds.services import migration_in, migration_switch
 from pds.services.migration import Migration
 from pds.services.migration_host import RemoteHost
 from pds.services.migration_work import Work
+from pds.store.engine import Txn
 from tests.scenarios.moving import (
     NEW_PASSWORD,
     Hosts,
@@ -170,6 +171,34 @@ async def test_what_was_deleted_here_meanwhile_does_not_come_back(tmp_path: Path
         assert view["progress"]["carriedOver"] == 1
         assert len(view["warnings"]) == 1, view
         assert f"{POST}/{kept[1]}: it was deleted here, too" in view["warnings"][0]
+
+
+async def test_without_events_nothing_is_made_that_may_have_been_deleted(tmp_path: Path) -> None:
+    """Nor is a younger record changed; one that is as it was copied is."""
+    async with two_hosts(tmp_path) as hosts:
+        alice = await make_traveller(hosts, blobs=0)
+        kept = [await new_post(alice, f"kept {n}") for n in range(3)]
+
+        async def write_there() -> None:
+            await put(alice.client, alice.did, LATE, "late")
+            for rkey in kept[:2]:
+                await put(alice.client, alice.did, rkey, "changed there")
+
+        async def write_here() -> None:
+            client = await login(hosts.new, alice.did, NEW_PASSWORD)
+            await put(client, alice.did, kept[0], "changed here")
+            await delete(client, alice.did, kept[2])
+            await hosts.new.server.engine.transact("test", forget)
+
+        def forget(txn: Txn) -> None:
+            txn.write("DELETE FROM event WHERE kind = 'sync'")
+
+        view = await move_meddled(hosts, alice, before=write_there, after=write_here)
+        assert (view["status"], view["progress"]["carriedOver"]) == ("done", 1), view
+        assert "3 writes" in view["warnings"][0], view
+        client = await login(hosts.new, alice.did, NEW_PASSWORD)
+        texts = [await read(client, alice.did, rkey) for rkey in (*kept, LATE)]
+        assert texts == ["changed here", "changed there", "RecordNotFound", "RecordNotFound"]
 
 
 async def test_a_crash_right_after_the_activation_lets_no_old_write_win(tmp_path: Path) -> None:
