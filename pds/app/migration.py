@@ -75,6 +75,7 @@ def build_migration(base: Foundation, parts: MovingParts) -> Migration:
                 base.clock,
                 base.keystore.client_signer(),
                 config.public_url,
+                former_urls=config.former_urls,
             ),
             plc_operations=parts.plc_operations,
             preferences=parts.preferences,

@@ -308,9 +308,9 @@ class Migration:
 
         await self._parts.engine.transact("move.note", insert, self._parts.clock.now_us())
 
-    def client_metadata(self) -> dict[str, Any] | None:
-        """The document by which other hosts know this one as an OAuth client, if it has one."""
-        return self._parts.oauth.document(ALL_SCOPES)
+    def client_metadata(self, name: str = "") -> dict[str, Any] | None:
+        """The document by which other hosts know this one, asked by a name, as an OAuth client."""
+        return self._parts.oauth.document(ALL_SCOPES, name=name)
 
     # Work
 

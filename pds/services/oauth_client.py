@@ -17,7 +17,7 @@ Spec: (OAUTH-1, OAUTH-2, OAUTH-20, OAUTH-22, OAUTH-30, OAUTH-60, OAUTH-70, OAUTH
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -146,8 +146,16 @@ class OAuthClient:
     """Signs in at other hosts."""
 
     def __init__(
-        self, http: HttpClient, clock: Clock, client_signer: Signer, public_url: str
+        self,
+        http: HttpClient,
+        clock: Clock,
+        client_signer: Signer,
+        public_url: str,
+        *,
+        former_urls: Sequence[str] = (),
     ) -> None:
+        """What began under one of `former_urls` goes on: each has a document of its own."""
+        self._former_urls = tuple(former_urls)
         self._http = http
         self._clock = clock
         self._signer = client_signer
@@ -165,7 +173,7 @@ class OAuthClient:
     def redirect_uri(self) -> str:
         """Where browsers come back to; without a public name, to this machine (OAUTH-17)."""
         if self._is_confidential:
-            return f"{self._public_url}{CALLBACK_PATH}"
+            return _come_back_to(self._public_url)
         parts = urlsplit(self._public_url)
         port = "" if parts.port is None else f":{parts.port}"
         return f"http://127.0.0.1{port}{CALLBACK_PATH}"
@@ -176,16 +184,21 @@ class OAuthClient:
             return f"{self._public_url}{CLIENT_PATH}"
         return loopback_client_id(self.redirect_uri, scope)
 
-    def document(self, scope: str) -> dict[str, Any] | None:
-        """Return the document about this client; None for a host without a public name."""
-        if not self._is_confidential:
+    def document(self, scope: str, *, name: str = "") -> dict[str, Any] | None:
+        """Return the document about this client; None for a host without a public name.
+
+        `name` is by which this host was asked: servers want the document to name its own address.
+        """
+        former = (url for url in self._former_urls if _host(url) == name.lower())
+        url = next(former, self._public_url)
+        if not is_discoverable(url):
             return None
         key = self._client_jwk()
         return client_document(
-            client_id=self.client_id(scope),
-            client_name=f"Freehold at {urlsplit(self._public_url).netloc}",
-            client_uri=self._public_url,
-            redirect_uris=(self.redirect_uri,),
+            client_id=f"{url}{CLIENT_PATH}",
+            client_name=f"Freehold at {_host(url)}",
+            client_uri=url,
+            redirect_uris=(_come_back_to(url),),
             scope=scope,
             keys=({**key, "kid": thumbprint(key), "use": "sig", "alg": "ES256"},),
         )
@@ -380,6 +393,10 @@ async def _read(answer: StreamedAnswer, host: str) -> dict[str, Any]:
             words if isinstance(words, str) else "",
         )
     raise BadAnswer(f"{host} answered {answer.status}")
+
+
+def _come_back_to(url: str) -> str:
+    return f"{url}{CALLBACK_PATH}"
 
 
 def _host(url: str) -> str:

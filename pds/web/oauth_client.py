@@ -35,7 +35,7 @@ def add_routes(router: WebRouter, *, migration: Migration, pages: Pages) -> None
 
 def _document(migration: Migration) -> WebHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        document = migration.client_metadata()
+        document = migration.client_metadata(request.headers.get("Host", ""))
         if document is None:
             raise web.HTTPNotFound
         return web.Response(

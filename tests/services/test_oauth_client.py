@@ -120,6 +120,28 @@ async def test_a_host_with_a_public_name_proves_itself_by_a_key_of_its_own(
     assert Keystore(b"\x08" * 32).client_signer().public_key != SIGNER.public_key
 
 
+async def test_what_began_under_a_former_name_goes_on_under_the_new_one(
+    oauth: FakeOAuth, http: GuardedClient
+) -> None:
+    """OAUTH-11: servers read the document anew, and it must name the address that they know."""
+    before = make(http, PUBLIC)
+    oauth.documents[before.client_id("")] = before.document(ALL_SCOPES) or {}
+    link, pending = await begin(before, oauth)
+    new = "https://new.example.com"
+    after = OAuthClient(http, FakeClock(), SIGNER, new, former_urls=(LOCAL, PUBLIC))
+    document = after.document(ALL_SCOPES, name="PDS.example.com")
+    assert document == before.document(ALL_SCOPES)
+    for name in ("", "new.example.com", "elsewhere.example.com"):
+        shown = after.document(ALL_SCOPES, name=name)
+        assert shown is not None
+        assert shown["client_id"] == f"{new}/oauth-client-metadata.json"
+        assert shown["redirect_uris"] == [f"{new}/oauth-client/callback"]
+    assert after.document(ALL_SCOPES, name="localhost:2583") is None
+    oauth.documents[pending.client_id] = document or {}
+    _, session = await after.redeem(pending, code_of(oauth.sign_in(link.url, DID)))
+    assert (await after.renew(session)).sub == DID
+
+
 async def test_a_server_that_asks_for_no_nonce_is_not_believed(
     oauth: FakeOAuth, http: GuardedClient
 ) -> None:

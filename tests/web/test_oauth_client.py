@@ -33,11 +33,13 @@ class FakeMigration:
         self.document: dict[str, Any] | None = {"client_id": "https://pds.example.com/c.json"}
         self.outcome: Any = MOVE
         self.queries: list[str] = []
+        self.names: list[str] = []
         self.goes_on = asyncio.Event()
         self.goes_on.set()
         self.finished = asyncio.Event()
 
-    def client_metadata(self) -> dict[str, Any] | None:
+    def client_metadata(self, name: str) -> dict[str, Any] | None:
+        self.names.append(name)
         return self.document
 
     async def finish_sign_in(self, query: str) -> dict[str, Any]:
@@ -77,8 +79,10 @@ async def test_other_servers_read_the_document(
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
         assert await answer.json() == migration.document
     migration.document = None
-    async with http.get("/oauth-client-metadata.json") as answer:
+    headers = {"Host": "former.example.com"}
+    async with http.get("/oauth-client-metadata.json", headers=headers) as answer:
         assert answer.status == 404
+    assert migration.names[-1] == "former.example.com"
 
 
 async def test_a_browser_that_comes_back_is_told_how_it_goes(
