@@ -37,7 +37,7 @@ from pds.services.migration_problems import Code, MoveProblem, waits_for
 from pds.services.migration_session import SCOPES_TO_TRY, revoke_quietly
 from pds.services.migration_state import US_PER_S, MoveSecrets, Status
 from pds.services.migration_work import Given, Work
-from pds.services.oauth_client import OAuthRefused, PendingSignIn
+from pds.services.oauth_client import OAuthClient, OAuthRefused, PendingSignIn
 
 LIFE_S: Final = 3600
 """From the order to the answer of the browser; links are good for minutes only."""
@@ -46,7 +46,8 @@ MAX_STATE_CHARS: Final = 200
 INSTEAD: Final = "Start the move with the password of the account there, or with a service token"
 AGAIN: Final = "Start the same move again and sign in at that host"
 
-_UNKNOWN_SCOPES: Final = frozenset({"invalid_scope", "invalid_client_metadata", "invalid_client"})
+_UNKNOWN_CLIENTS: Final = frozenset({"invalid_client_metadata", "invalid_client"})
+_UNKNOWN_SCOPES: Final = _UNKNOWN_CLIENTS | {"invalid_scope"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ async def begin(work: Work, given: Given) -> NoReturn:
             raise MoveProblem(
                 Code.OAUTH_UNAVAILABLE,
                 f"{server.issuer} refused to let this host ask for what a move needs: {error}",
-                INSTEAD,
+                _what_instead(client, error),
             ) from error
         now_us = work.parts.clock.now_us()
         kept = _Kept(
@@ -132,6 +133,16 @@ async def begin(work: Work, given: Given) -> NoReturn:
         f"The owner of the account has to sign in at {server.issuer}",
         "Open the link there within its time; if the browser cannot come back to this server, give"
         " the address at which it ended",
+    )
+
+
+def _what_instead(client: OAuthClient, error: OAuthRefused) -> str:
+    """Return what to do when a server asks nobody for us: often it cannot read who we are."""
+    if error.error not in _UNKNOWN_CLIENTS or not client.is_confidential:
+        return INSTEAD
+    return (
+        f"See that {client.client_id('')} can be read from everywhere, and that the clock of this"
+        f" server is right; or: {INSTEAD[:1].lower()}{INSTEAD[1:]}"
     )
 
 

@@ -170,6 +170,11 @@ class OAuthClient:
     # Who we are
 
     @property
+    def is_confidential(self) -> bool:
+        """Whether this host has a public name, and proves itself by a key."""
+        return self._is_confidential
+
+    @property
     def redirect_uri(self) -> str:
         """Where browsers come back to; without a public name, to this machine (OAUTH-17)."""
         if self._is_confidential:

@@ -3,6 +3,7 @@
 Spec: (OAUTH-62, OAUTH-66)
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from aiohttp import web
 
 from pds.protocol.plc import PlcService, make_update, sign_operation
 from pds.protocol.syntax import Did
-from pds.services.migration import MoveInRequest
+from pds.services.migration import Migration, MoveInRequest
 from pds.services.migration_state import open_secrets
 from pds.services.migration_work import Given
+from pds.services.oauth_client import OAuthClient
 from tests.net.servers import serving
 from tests.scenarios.moving import NEW_PASSWORD, OWN_KEY, log_of
 from tests.scenarios.test_migrate_oauth import Town, refusal, town
@@ -34,6 +36,19 @@ async def test_a_host_that_refuses_its_documents_is_one_without_oauth(
         town.oauth.pages = {f"/.well-known/{path}": web.Response(status=status)}
         error = await refusal(town.start())
         assert (error.name, "password" in error.message) == ("oauth_unavailable", True)
+
+
+async def test_who_cannot_be_read_about_is_told_where(town: Town) -> None:
+    parts = town.migration.parts
+    client = OAuthClient(
+        parts.http, parts.clock, parts.keystore.client_signer(), "https://pds.example.com"
+    )
+    migration = Migration(replace(parts, oauth=client))
+    given = Given(uses_oauth=True, new_password=NEW_PASSWORD)
+    error = await refusal(migration.start_in(MoveInRequest(account=town.alice.did, given=given)))
+    assert error.name == "oauth_unavailable"
+    assert "https://pds.example.com/oauth-client-metadata.json can be read" in error.message
+    assert "or: start the move with the password" in error.message
 
 
 async def test_a_link_is_forgotten_when_the_move_is_over_or_goes_on_without_it(town: Town) -> None:
