@@ -9,7 +9,7 @@ Spec: (OAUTH-75)
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -67,8 +67,8 @@ specification yet."""
 class Tokens:
     """A session that was opened with a password."""
 
-    access: str
-    refresh: str
+    access: str = field(repr=False)
+    refresh: str = field(repr=False)
 
 
 def read_tokens(answer: Mapping[str, Any]) -> Tokens | None:

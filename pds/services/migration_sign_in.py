@@ -23,7 +23,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -64,7 +64,7 @@ class StateParam:
     """The `state` of a request, taken apart."""
 
     move_id: int
-    key: str
+    key: str = field(repr=False)
 
 
 def parse_state(text: str) -> StateParam:
@@ -138,11 +138,14 @@ async def begin(work: Work, given: Given) -> NoReturn:
 
 def _what_instead(client: OAuthClient, error: OAuthRefused) -> str:
     """Return what to do when a server asks nobody for us: often it cannot read who we are."""
+    instead = f"{INSTEAD[:1].lower()}{INSTEAD[1:]}"
+    if error.error == "invalid_dpop_proof":
+        return f"See that the clock of this server is right; or: {instead}"
     if error.error not in _UNKNOWN_CLIENTS or not client.is_confidential:
         return INSTEAD
     return (
         f"See that {client.client_id('')} can be read from everywhere, and that the clock of this"
-        f" server is right; or: {INSTEAD[:1].lower()}{INSTEAD[1:]}"
+        f" server is right; or: {instead}"
     )
 
 

@@ -153,7 +153,7 @@ class MoveState:
         self.problem, self.attempts, self.retry_at = None, 0, None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class MoveSecrets:
     """What opens doors at the other host while the move goes on."""
 

@@ -7,7 +7,7 @@ does nothing more.
 
 import secrets as randomness
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pds.errors import StoreError
@@ -108,14 +108,14 @@ class MigrationParts:
 class Given:
     """What somebody gave for a move just now. Nothing of it is stored, save for the PLC code."""
 
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     """At the other host: to log in there, or for the account to be made there."""
-    auth_factor_token: str | None = None
-    service_token: str | None = None
-    new_password: str | None = None
+    auth_factor_token: str | None = field(default=None, repr=False)
+    service_token: str | None = field(default=None, repr=False)
+    new_password: str | None = field(default=None, repr=False)
     """Of the account here."""
-    invite_code: str | None = None
-    plc_token: str | None = None
+    invite_code: str | None = field(default=None, repr=False)
+    plc_token: str | None = field(default=None, repr=False)
     operation: dict[str, object] | None = None
     accepts_missing: bool = False
     requests_token: bool = False

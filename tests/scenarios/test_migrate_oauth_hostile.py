@@ -118,3 +118,11 @@ async def test_tokens_are_shown_to_no_host_but_the_one_that_gave_them(town: Town
     assert seen
     assert set(seen) == {""}
     assert (await secrets_of(town)).session is None
+
+
+async def test_a_proof_that_is_refused_speaks_of_the_clock(town: Town) -> None:
+    words = {"error": "invalid_dpop_proof", "error_description": "DPoP iat is not recent enough"}
+    town.oauth.pages = {"/oauth/par": web.json_response(words, status=400)}
+    error = await refusal(town.start())
+    assert error.name == "oauth_unavailable"
+    assert "DPoP iat is not recent enough. See that the clock of this server" in error.message

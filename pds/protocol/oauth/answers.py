@@ -4,7 +4,7 @@ Spec: (OAUTH-47, OAUTH-63)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -21,9 +21,9 @@ _REDIRECT_FIELDS: Final = ("state", "iss", "code", "error", "error_description")
 class Redirect:
     """What a browser brings back: a code or an error, and who says so (RFC 9207)."""
 
-    state: str
+    state: str = field(repr=False)
     iss: str | None
-    code: str | None
+    code: str | None = field(repr=False)
     error: str | None
     description: str
 
@@ -32,8 +32,8 @@ class Redirect:
 class TokenAnswer:
     """Tokens, for whom they are, and what they allow."""
 
-    access: str
-    refresh: str | None
+    access: str = field(repr=False)
+    refresh: str | None = field(repr=False)
     scope: str
     sub: str
 

@@ -57,7 +57,7 @@ def check_issuer(value: object) -> str:
     if not isinstance(value, str) or parse_origin(value) != value or value != value.lower():
         raise OAuthInvalid("the issuer must be an origin, without path")
     parts = urlsplit(value)
-    if parts.port == _DEFAULT_PORTS[parts.scheme]:
+    if parts.port == _DEFAULT_PORTS[parts.scheme] or value.endswith(":"):
         raise OAuthInvalid("the issuer must not spell out the default port")
     return value
 

@@ -69,6 +69,7 @@ def test_a_host_names_one_authorization_server() -> None:
         "https://auth.example.com/",
         "https://auth.example.com/path",
         "https://auth.example.com:443",
+        "https://auth.example.com:",
         "http://localhost:80",
         "https://Auth.example.com",
         "https://user@auth.example.com",
