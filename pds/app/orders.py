@@ -232,11 +232,11 @@ async def _check_proof(http: TrustedClient, url: str, config: Config) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of JSON without steering characters in its texts."""
+    """Return a value of JSON without steering characters in its texts and names."""
     if isinstance(value, str):
         return _STEERING.sub("\N{REPLACEMENT CHARACTER}", value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {_plain(name): _plain(item) for name, item in value.items()}
     return value

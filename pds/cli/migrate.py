@@ -19,7 +19,6 @@ from pds.app.orders import AdminClient, connect_admin
 from pds.cli.migrate_bulk import read_rows, run_bulk
 from pds.cli.migrate_oauth import needs_sign_in, wait_for_sign_in
 from pds.cli.orders import whoami
-from pds.cli.plain import plain, say
 from pds.cli.secret_input import read_lines, secret_option
 from pds.config import load_config
 from pds.errors import RequestError
@@ -158,11 +157,11 @@ def status(account: str | None, limit: int, **options: Any) -> int:
             return _show(await admin.call("move.show", {"account": account}), options)
         answer = await admin.call("move.list", {"limit": limit})
         if options["as_json"]:
-            say(json.dumps(answer, indent=2))
+            click.echo(json.dumps(answer, indent=2))
             return 0
         for move in answer["moves"]:
             problem = (move.get("problem") or {}).get("code", "")
-            say(
+            click.echo(
                 f"{move['did']}  {move['direction']:<3}  {move['status']:<7}  {move['step']:<11} "
                 f" {move['handle'] or ''}  {problem}".rstrip()
             )
@@ -197,7 +196,7 @@ def _run(options: Mapping[str, Any], act: Any) -> int:
     try:
         return asyncio.run(converse())
     except RequestError as error:
-        say(f"Error: {error.message}", err=True)
+        click.echo(f"Error: {error.message}", err=True)
         return _exit_code(error.name)
 
 
@@ -358,7 +357,7 @@ class _Talk:
                     continue
             self._end_line()
             if self._made_password is not None:
-                say(f"Password here: {self._made_password}", err=True)
+                click.echo(f"Password here: {self._made_password}", err=True)
             return _show(move, self._options)
 
     async def _get_code(self, move: Mapping[str, Any], problem: Mapping[str, Any]) -> str | None:
@@ -369,7 +368,7 @@ class _Talk:
         if move["direction"] != "in" or not (sys.stdin.isatty() or self._options["ask_code"]):
             return None
         self._end_line()
-        say(f"{problem['message']}.", err=True)
+        click.echo(f"{problem['message']}.", err=True)
         await self._admin.call("move.go-on", {"account": move["did"], "requestsToken": True})
         if not sys.stdin.isatty():
             return None
@@ -385,33 +384,33 @@ class _Talk:
             return
         self._shown = text
         if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{plain(text)}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
         else:
-            say(text, err=True)
+            click.echo(text, err=True)
 
     def _end_line(self) -> None:
         if self._shown and sys.stderr.isatty():
-            say("", err=True)
+            click.echo("", err=True)
         self._shown = ""
 
     def _show_plan(self, plan: Mapping[str, Any]) -> int:
         if self._options["as_json"]:
             if self._options["dry_run"]:
-                say(json.dumps(plan, indent=2))
+                click.echo(json.dumps(plan, indent=2))
             return 0
         content = plan["content"]
         about = "" if content["isComplete"] else "at least "
-        say(f"{plan['did']}  {plan['oldHandle']} -> {plan['handle']}")
-        say(f"from      {plan['oldHost']}")
-        say(f"to        {plan['newHost']}")
-        say(f"records   {about}{content['records']} ({content['repoBytes']:,} bytes)")
+        click.echo(f"{plan['did']}  {plan['oldHandle']} -> {plan['handle']}")
+        click.echo(f"from      {plan['oldHost']}")
+        click.echo(f"to        {plan['newHost']}")
+        click.echo(f"records   {about}{content['records']} ({content['repoBytes']:,} bytes)")
         for kind, count in content["recordsByType"].items():
-            say(f"          {count:>8}  {kind}")
-        say(f"blobs     {about}{content['blobs']} ({content['blobBytes']:,} bytes)")
+            click.echo(f"          {count:>8}  {kind}")
+        click.echo(f"blobs     {about}{content['blobs']} ({content['blobBytes']:,} bytes)")
         for key in plan["rotationKeys"] or []:
-            say(f"key       {key}")
+            click.echo(f"key       {key}")
         for warning in plan["warnings"]:
-            say(f"! {warning}")
+            click.echo(f"! {warning}")
         return 0
 
 
@@ -443,28 +442,28 @@ def _show(move: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     if move["status"] == "running":
         code = 0
     if options["as_json"]:
-        say(json.dumps(move, indent=2))
+        click.echo(json.dumps(move, indent=2))
         return code
     progress = move["progress"]
-    say(f"{move['did']}  move {move['direction']}: {move['status']} (step {move['step']})")
-    say(
+    click.echo(f"{move['did']}  move {move['direction']}: {move['status']} (step {move['step']})")
+    click.echo(
         f"{progress['records']} records, {progress['blobsCopied']} of"
         f" {progress['blobsExpected']} blobs, {progress['preferences'] or 0} preferences"
     )
     for kind, keys in (move.get("rotationKeys") or {}).items():
         for key in keys:
-            say(f"rotation key {kind}: {key}")
+            click.echo(f"rotation key {kind}: {key}")
     for sight in move.get("seenBy") or []:
-        say(f"{sight['service']}: {sight['detail']}")
+        click.echo(f"{sight['service']}: {sight['detail']}")
     for warning in move["warnings"]:
-        say(f"! {warning}")
+        click.echo(f"! {warning}")
     if move.get("document") is not None and move["status"] == "waiting":
-        say(json.dumps(move["document"], indent=2))
+        click.echo(json.dumps(move["document"], indent=2))
     if move.get("signIn") is not None:
-        say(f"sign in: {move['signIn']['url']}")
+        click.echo(f"sign in: {move['signIn']['url']}")
     if problem is not None:
-        say(f"{problem['message']}.", err=True)
-        say(f"Next: {problem['nextStep']}", err=True)
+        click.echo(f"{problem['message']}.", err=True)
+        click.echo(f"Next: {problem['nextStep']}", err=True)
     return code
 
 

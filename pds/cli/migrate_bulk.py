@@ -17,7 +17,6 @@ from typing import Any, Final
 import click
 
 from pds.app.orders import AdminClient
-from pds.cli.plain import say
 from pds.errors import RequestError
 from pds.services.migration_problems import EXIT_CODES, Code
 
@@ -110,7 +109,7 @@ async def run_bulk(
                 if not row.is_running:
                     _say(row)
         _write(report, rows)
-    say(f"{sum(_is_done(row) for row in rows)} of {len(rows)} moved; see {report}")
+    click.echo(f"{sum(_is_done(row) for row in rows)} of {len(rows)} moved; see {report}")
     if all(_is_done(row) for row in rows):
         return 0
     codes = {row.outcome.get("code") for row in rows if not _is_done(row)}
@@ -199,7 +198,7 @@ def _is_done(row: BulkRow) -> bool:
 def _say(row: BulkRow) -> None:
     outcome = row.outcome
     text = f"{row.account}: {outcome.get('status')} {outcome.get('code', '')}".rstrip()
-    say(text, err=True)
+    click.echo(text, err=True)
 
 
 def _write(report: Path, rows: Sequence[BulkRow]) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+import click
+
 from pds.app.orders import AdminClient
-from pds.cli.plain import say
 from pds.errors import RequestError
 from pds.services.migration_problems import Code
 
@@ -41,9 +42,9 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
     has_terminal = sys.stdin.isatty()
     minutes = max(round((ends_at - time.time()) / 60), 1)
     span = "a minute" if minutes == 1 else f"{minutes} minutes"
-    say(f"Sign in at {link['host']} within {span}:\n\n{link['url']}\n", err=True)
+    click.echo(f"Sign in at {link['host']} within {span}:\n\n{link['url']}\n", err=True)
     if has_terminal:
-        say(
+        click.echo(
             "If the browser cannot come back to this server, paste the address at which it ends;"
             " for another link press Enter.",
             err=True,
@@ -53,7 +54,7 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
         while has_terminal or time.time() < ends_at + AFTER_S:
             if not is_told and time.time() >= ends_at:
                 is_told = True
-                say(
+                click.echo(
                     "The link's time is over: press Enter for another, unless it is open.", err=True
                 )
             try:
@@ -70,7 +71,7 @@ async def wait_for_sign_in(admin: AdminClient, move: dict[str, Any]) -> dict[str
             except RequestError as error:
                 if error.name not in ("InvalidRequest", "UnknownSignIn"):
                     raise
-                say(f"{error.message}.", err=True)
+                click.echo(f"{error.message}.", err=True)
     return move
 
 

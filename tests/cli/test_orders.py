@@ -239,14 +239,15 @@ async def test_answers_cannot_steer_the_terminal() -> None:
         async def call(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
             if name == "refused":
                 raise RequestError("busy", hostile)
-            return {"moves": [{"problem": {"message": hostile}, "attempts": 3}]}
+            problem = {"message": hostile}
+            return {"moves": [{"problem": problem, "attempts": 3, "types": {hostile: 1}}]}
 
     client = PlainAdmin(Hostile())
     shown = (await client.call("move.list", {}))["moves"][0]
     assert shown["attempts"] == 3
     with pytest.raises(RequestError) as refused:
         await client.call("refused", {})
-    for text in (shown["problem"]["message"], refused.value.message):
+    for text in (shown["problem"]["message"], *shown["types"], refused.value.message):
         assert text.replace("\ufffd", "") == "]0;owned2J ok\ngpj"
     said = XrpcRejected("host", 400, "Odd\x1b", "no\x1b[2J")
     assert (said.error, said.message) == ("Odd ", "no [2J")
