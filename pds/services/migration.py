@@ -435,7 +435,7 @@ class Migration:
     async def _open(self, move_id: int, given: Given, state: MoveState) -> dict[str, Json]:
         """Do the first step, which needs what is not stored, while its caller waits."""
         async with self._held(move_id) as work:
-            work.change_state(state)
+            await work.change_state(state)
             is_open = await self._open_held(work, given)
         if is_open:
             await self._spawn(move_id)

@@ -176,14 +176,16 @@ class Work:
         self._host = None
         await revoke_quietly(self.parts.oauth, former)
 
-    def change_state(self, state: MoveState) -> None:
+    async def change_state(self, state: MoveState) -> None:
         """Begin anew from another state. What another host than its own has given is forgotten."""
+        former: OAuthSession | None = None
         if state.other_url == self.state.other_url:
             state.sign_in = self.state.sign_in
             state.email = state.email or self.state.email
         else:
-            self.secrets = MoveSecrets()
+            former, self.secrets = self.secrets.session, MoveSecrets()
         self.state, self._host = state, None
+        await revoke_quietly(self.parts.oauth, former)
 
     def forget_sign_in(self) -> None:
         """Nobody has to be waited for any more: who still comes back changes nothing."""

@@ -118,6 +118,7 @@ async def test_tokens_are_shown_to_no_host_but_the_one_that_gave_them(town: Town
     assert seen
     assert set(seen) == {""}
     assert (await secrets_of(town)).session is None
+    assert town.oauth.revoked == 1
 
 
 async def test_a_proof_that_is_refused_speaks_of_the_clock(town: Town) -> None:
