@@ -46,6 +46,8 @@ REPORTED: Final = (
     "warnings",
     "new_password",
 )
+WORDS: Final = ("message", "next_step", "warnings")
+"""Columns in which words of other hosts may stand."""
 _FIELDS: Final = {
     "account": "account",
     "password": "password",
@@ -201,6 +203,11 @@ def _say(row: BulkRow) -> None:
     click.echo(text, err=True)
 
 
+def as_cell(text: str) -> str:
+    """Return a text that no program for tables takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def _write(report: Path, rows: Sequence[BulkRow]) -> None:
     """Write the report anew; only its owner may read it: it may hold passwords that were made."""
     unfinished = report.with_name(report.name + ".new")
@@ -210,5 +217,6 @@ def _write(report: Path, rows: Sequence[BulkRow]) -> None:
         writer = csv.DictWriter(stream, REPORTED, restval="", extrasaction="ignore")
         writer.writeheader()
         for row in rows:
-            writer.writerow({"account": row.account, **row.outcome})
+            told = {name: as_cell(row.outcome.get(name, "")) for name in WORDS}
+            writer.writerow({"account": row.account, **row.outcome, **told})
     unfinished.replace(report)

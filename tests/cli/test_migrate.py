@@ -21,6 +21,7 @@ import aiohttp
 import pytest
 
 from pds.cli import run
+from pds.cli.migrate_bulk import as_cell
 from pds.protocol.syntax import Did
 from pds.services.migration_problems import EXIT_CODES, Code
 from tests.scenarios.conftest import Host, host_in
@@ -206,3 +207,10 @@ def test_every_problem_has_an_exit_code_of_its_own() -> None:
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
     assert min(EXIT_CODES.values()) == 10
     assert max(EXIT_CODES.values()) < 64
+
+
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])
+def test_words_of_other_hosts_are_no_formulas_in_a_report(begins: str) -> None:
+    text = f'{begins}HYPERLINK("http://evil.example","see")'
+    assert as_cell(text) == f"'{text}"
+    assert as_cell(f"The host said: {text}") == f"The host said: {text}"
