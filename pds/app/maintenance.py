@@ -1,4 +1,6 @@
-"""Acts on the data of a server that is not running.
+"""Acts on the data of a server that is not running: what operators order by commands.
+
+What a running server does by itself for its SQLite file is in `store/maintenance`.
 
 With SQLite the lock on the data folder makes sure of that: with a running server they fail, but for
 the conversion of the database, which is made for it. With PostgreSQL they lock what they change, as

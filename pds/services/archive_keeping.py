@@ -6,8 +6,9 @@ is written once, on this machine, and goes from there to all places that lack it
 ones go when `keep` newer ones are there. A place that fails `PATIENCE` times in a row is left alone
 until the next round, and the round counts as failed.
 
-A round is at work half of the time at most: after each archive it rests for as long as that took
-(up to `MAX_REST_S`). Two nodes that write at once, after a lease was lost, write the same twice.
+After each archive a round rests for as long as that one took, but for `MAX_REST_S` (a minute) at
+most: where archives take longer than that, it is at work for more than half of the time. Two nodes
+that write at once, after a lease was lost, write the same twice.
 
 `KeptArchives` is the other direction, and needs no database: with the settings of the places alone,
 on a machine that has nothing else, archives are listed and fetched.

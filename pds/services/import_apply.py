@@ -1,5 +1,8 @@
 """Stores a judged difference (`import_difference`) as a commit of the repo that is here.
 
+A whole repo that was judged by `import_check` goes another way: `store/repo_staging` and a swap of
+generations (`repo_import`).
+
 One job of the writer, which decides nothing and computes nothing but a signature: which nodes and
 rows come and go was found out before, in a snapshot of the same repo, and the caller has made sure
 that the repo is still the same. As with a whole repo that is imported, nothing is announced, and

@@ -1,4 +1,7 @@
-"""Judges a repo that somebody wants to import, and takes it apart into rows.
+"""Judges a repo that somebody wants to import, and takes it apart into rows: the long way.
+
+The short way, for a CAR that holds only what is new, is `import_difference`, which judges, and
+`import_apply`, which stores. `repo_import` chooses between the two; only this one refuses.
 
 Runs in a process of its own (`import_process.py`): a large repo takes minutes of a core. What is
 judged lies in files that both processes have open; what is found out is written to another, in

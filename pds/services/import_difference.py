@@ -1,4 +1,7 @@
-"""Judges a CAR that holds what is new of a repo, and costs what is new.
+"""Judges a CAR that holds what is new of a repo, and costs what is new: the short way.
+
+The long way, for a whole repo, is `import_check`. What is found good here is stored by
+`import_apply`.
 
 Who catches up with another host asks for what was written since some rev, and the repo that is
 here has the rest. Then only the difference of the two trees is looked at: blocks come from the CAR

@@ -1,5 +1,9 @@
 """This host as an OAuth client: how it signs in at other hosts for who has an account there.
 
+The requests that this host sends are made here. The pages at which other hosts and browsers come to
+it are in `web/oauth_client`. What a sign-in is for, what is kept of it, and the check of `state`
+and `iss` when the browser is back are in `services/migration_sign_in`.
+
 Discovery, pushed request, code, renewal, revocation; every request carries a proof of the key to
 which the tokens are bound, made anew with the server's nonce where one is demanded. The other
 server is a stranger: it is reached through the guarded client, redirects are not followed, answers

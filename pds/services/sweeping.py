@@ -1,4 +1,8 @@
-"""Work on many rows, a little at a time, so that it costs nobody a wait.
+"""Work on many rows, such as deleting expired ones, a little at a time, so that nobody waits.
+
+Which rows have expired is known by the service to which they belong: its `sweep` (of `MailTokens`,
+`Sessions`, `RateLimits` and others) calls the functions here. How often each is run stands in
+`app/background` (`build_schedule`).
 
 Each step is a job that runs alone and behind the writes of users, on at most `MAX_BULK_ROWS` rows:
 even a long backlog delays nobody by more than milliseconds.

@@ -16,11 +16,17 @@ A database may put off statements whose answer nobody reads, so that a failure s
 has ended. `take_failed` names such jobs, before numbers are taken and after the commit; they are
 undone and answered as any that failed.
 
+Jobs may say what they read first (`FirstRead`). Those reads go to the database together, with what
+opens the transaction: of the jobs of a group in their order, up to the first one that does not say
+it, or that shares an account with a job before it (which may change what it reads). What
+that saves is round trips, so it matters on PostgreSQL only.
+
 `Interrupted`, from wherever it comes, says that nothing of the transaction is in the database and
 that no job is at fault: its jobs are run again, alone, a few times.
 
-Nothing here knows the database: a `WriteConnection` does the SQL. Nothing here knows threads or
-the event loop either; that is `writer.py`.
+This module does not know which database it is: a `WriteConnection` runs the statements, one in
+`sqlite.py` and one in `postgres_writer.py`. Nor does it know threads or the event loop; that is
+`writer.py`.
 """
 
 import logging

@@ -6,6 +6,8 @@
 * when nothing was written for a while, empties the log (TRUNCATE) and gives free pages back;
 * ends reads that are too old, for they keep the log from being reused;
 * notes sizes and warnings for the health report.
+
+What operators order by commands while no server runs is in `app/maintenance`.
 """
 
 import logging

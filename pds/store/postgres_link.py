@@ -1,10 +1,10 @@
 """One connection to PostgreSQL: statements in the shared text, errors in the store's own words.
 
-With `postgres.py` and `postgres_listen.py` the only modules that import psycopg. Of psycopg we use
-how it connects, its libpq and its loaders of rows: `Link.run` sends any number of statements at
-once (libpq's pipeline mode) and reads all answers, which takes one round trip and a third of the
-CPU of psycopg's cursors. After a statement that failed, the server skips the rest of its batch, and
-`Link.failed_at` says which it was.
+Three modules import psycopg: this one, `postgres_listen.py`, and `convert_postgres.py`, which
+copies whole tables. Of psycopg we use how it connects, its libpq and its loaders of rows:
+`Link.run` sends any number of statements at once (libpq's pipeline mode) and reads all answers,
+which takes one round trip and a third of the CPU of psycopg's cursors. After a statement that
+failed, the server skips the rest of its batch, and `Link.failed_at` says which it was.
 
 Parameters go in binary with fixed types (64-bit integer, text, bytes), so that each text is
 prepared once whatever its values, and a text is refused where bytes belong, as SQLite's STRICT

@@ -2,7 +2,11 @@
 
 The document by which other servers know this one as an OAuth client, and the address at which a
 browser comes back with a code. That address is for GET alone, and works once: what it brings is
-bound to one sign-in (`services/migration_sign_in`), so nobody has to be known here by a cookie.
+bound to one sign-in by its `state`, which `services/migration_sign_in` checks, so nobody has to be
+known here by a cookie. The requests to the other host are made in `services/oauth_client`.
+
+Templates: `signed_in_elsewhere.html` (the move goes on), `sign_in_unknown.html` (no sign-in waits
+for this answer, or it was used before), `not_signed_in.html` (why it did not work).
 
 Spec: (OAUTH-10, OAUTH-11, OAUTH-15, OAUTH-47)
 """

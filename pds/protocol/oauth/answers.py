@@ -1,5 +1,9 @@
 """What an authorization server answers a client: by the browser of its user, and directly.
 
+This module checks the form of answers only. Whether the `state` and `iss` of a redirect are those
+that were asked for is decided in `services/migration_sign_in` (`accept`), which keeps what was
+asked, and looks at `sub` too.
+
 Spec: (OAUTH-47, OAUTH-63)
 """
 

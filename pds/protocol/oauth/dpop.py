@@ -1,5 +1,7 @@
 """Proofs of possession (DPoP, RFC 9449): each request shows that its sender holds a key.
 
+Proofs are made here, for the requests that this host sends as a client; none are checked.
+
 A token that was given to a key is of no use to who has only the token. A proof is a small token for
 one method, one address and one moment; servers hand out nonces to bind the moment, and take each
 proof once.
