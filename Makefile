@@ -28,7 +28,7 @@ endif
 test-postgres: setup-test
 	@PDS_TEST_ENGINE=postgres $(BIN)/python -m pytest -n auto --dist loadgroup $(ON_POSTGRES)
 
-## make interop  tests against other implementations (Node and its registry; Go for the relay)
+## make interop  tests against other implementations (Node packages, the Python SDK; goat if PDS_TEST_GOAT names it)
 interop: setup-test
 	@$(BIN)/python -m pytest tests/interop
 
