@@ -88,7 +88,8 @@ def start(
     Asked for, or lines of standard input, in this order: passphrase (--passphrase-file -), password
     (--password-stdin), words of the key (without --kit).
 
-    Exit codes: 0 active, 1 refused or failed, 2 wrong settings or usage, 130 not confirmed.
+    Exit codes: 0 active, 1 refused or failed, 2 wrong settings or usage, 130 interrupted or not
+    confirmed.
     """
     if source is not None:
         repo = repo or f"{source.rstrip('/')}/xrpc/com.atproto.sync.getRepo?did={did}"
