@@ -4,6 +4,8 @@ Most tests talk to a fake in the same loop, with a deadline of some tenths of a 
 that is meant to pass shall pass because nobody answers, and none shall pass because the machine is
 slow. So the loop counts the time for which it waited, which is all of it on an idle machine, and
 of the time for which it computed, or was not given a processor, no more than a moment at a time.
+
+The long series (`tests/soak`) use the usual loop: they kill and measure by the machine's clock.
 """
 
 import asyncio
