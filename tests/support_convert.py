@@ -32,7 +32,7 @@ _TIMES = re.compile(r"in ([\d.]+) s; no writes for ([\d.]+) s")
 
 @dataclass
 class Move:
-    """What one conversion said and clients saw."""
+    """What one conversion said (nothing but zeros if it was killed at its end) and clients saw."""
 
     to: str
     rows: int
@@ -157,18 +157,14 @@ class MovingHost:
                 break
             assert process.returncode == -9, error.decode()
         assert process.returncode == 0
+        kind = "sqlite" if to == "sqlite" else "postgresql"
+        if kills and "already" in out.decode():  # Killed between its last row and its last word.
+            return Move(kind, 0, 0, 0.0, 0.0, kills)
         summary, times = _SUMMARY.search(out.decode()), _TIMES.search(out.decode())
         assert summary is not None, out.decode()
         assert times is not None, out.decode()
         rows, size = (int(text.replace(",", "")) for text in summary.groups())
-        return Move(
-            "sqlite" if to == "sqlite" else "postgresql",
-            rows,
-            size,
-            float(times[1]),
-            float(times[2]),
-            kills,
-        )
+        return Move(kind, rows, size, float(times[1]), float(times[2]), kills)
 
     async def move(self, to: str, *, kill_after_s: list[float]) -> Move:
         """Convert, switch and compare the host before with the host after."""
