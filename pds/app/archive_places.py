@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
+from pds.app.blobstores import read_certificates
 from pds.blobstore.archives import ArchiveFolder, ArchivePlace, RemoteArchivePlace
 from pds.config import Config
 from pds.errors import ConfigError
@@ -53,12 +54,6 @@ def _s3_settings(config: Config) -> "S3Settings":
     from pds.blobstore.s3 import S3Settings
 
     chosen = config.archives
-    certificates: bytes | None = None
-    if chosen.s3_ca_file is not None:
-        try:
-            certificates = chosen.s3_ca_file.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"PDS_ARCHIVE_S3_CA_FILE: {error}") from error
     return S3Settings(
         bucket=chosen.s3_bucket or "",
         region=chosen.s3_region,
@@ -67,6 +62,6 @@ def _s3_settings(config: Config) -> "S3Settings":
         access_key_id=chosen.s3_access_key_id,
         secret_access_key=chosen.s3_secret_access_key,
         folder=chosen.s3_folder,
-        ca_pem=certificates,
+        ca_pem=read_certificates("PDS_ARCHIVE_S3_CA_FILE", chosen.s3_ca_file),
         request_timeout_s=chosen.s3_request_timeout_s,
     )

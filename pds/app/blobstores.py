@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pds.blobstore.base import BlobStore
@@ -104,6 +105,16 @@ async def probe_bucket(config: Config, number: int, note: Callable[[str], None])
     return await Probe(s3_settings(place)).run(note)
 
 
+def read_certificates(name: str, path: Path | None) -> bytes | None:
+    """Return the authorities that setting `name` adds, as PEM, if any. Raises: ConfigError."""
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
 def s3_settings(
     place: BlobPlaceSettings, *, owner: str | None = None, former_owners: tuple[str, ...] = ()
 ) -> "S3Settings":
@@ -112,12 +123,6 @@ def s3_settings(
 
     if place.s3_bucket is None:
         raise ConfigError("PDS_BLOBSTORE_S3_BUCKET is missing")
-    certificates: bytes | None = None
-    if place.s3_ca_file is not None:
-        try:
-            certificates = place.s3_ca_file.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"PDS_BLOBSTORE_S3_CA_FILE: {error}") from error
     return S3Settings(
         bucket=place.s3_bucket,
         region=place.s3_region,
@@ -126,7 +131,7 @@ def s3_settings(
         access_key_id=place.s3_access_key_id,
         secret_access_key=place.s3_secret_access_key,
         folder=place.s3_folder,
-        ca_pem=certificates,
+        ca_pem=read_certificates("PDS_BLOBSTORE_S3_CA_FILE", place.s3_ca_file),
         upload_timeout_s=place.s3_upload_timeout_s,
         request_timeout_s=place.s3_request_timeout_s,
         presigned_read_s=PRESIGNED_READ_S if place.s3_presigned_reads else None,

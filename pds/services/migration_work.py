@@ -122,11 +122,6 @@ class Given:
     uses_oauth: bool = False
     """Have the owner sign in at the other host in a browser."""
 
-    @property
-    def is_login(self) -> bool:
-        """Whether this opens a session at the other host."""
-        return self.password is not None
-
 
 class Work:
     """A move that this node holds."""

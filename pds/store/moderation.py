@@ -49,11 +49,6 @@ def delete_record_takedown(txn: Txn, aid: int, path: str) -> None:
     txn.write("DELETE FROM record_takedown WHERE aid = ? AND path = ?", (aid, path))
 
 
-def delete_account_takedowns(txn: Txn, aid: int) -> None:
-    """Forget the hidden paths of an account that is deleted."""
-    txn.write("DELETE FROM record_takedown WHERE aid = ?", (aid,))
-
-
 def get_record_takedown(txn: Txn, aid: int, path: str) -> RecordTakedown | None:
     """Return the takedown of a path, if it is hidden."""
     row = txn.read_one(
